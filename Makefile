@@ -1,0 +1,145 @@
+# One word per job: build check test test-all models demo bench bench-full install-c wheel clean.
+# Variables: PYTHON (makes the environment), VENV (where it is, .venv), SHARD=k/n (test-all), PREFIX (install-c), JOBS (pytest -n).
+# An environment of your own: make PYTHON=/path/bin/python VENV=/path test
+
+PYTHON ?= $(shell command -v python3)
+VENV   ?= .venv
+JOBS   ?= auto
+PREFIX ?= /usr/local
+SHARDS ?= 4
+CC     ?= gcc
+
+BIN     := $(VENV)/bin
+comma   := ,
+C_CORE  := $(filter-out csrc/pyext.c,$(wildcard csrc/*.c))
+C_HEADS := $(wildcard csrc/*.h)
+C_TESTS := $(wildcard tests/c/test_*.c)
+# The core is compiled by the same flags everywhere; setup.py has them too.
+CFLAGS_CORE := -std=gnu11 -Wall -Wextra -pthread -Icsrc
+# An environment may serve several checkouts and a checkout several environments: the stamps carry the environment's path.
+STAMP   := build/stamp$(subst /,-,$(abspath $(VENV)))
+PY_INC   = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
+
+.DELETE_ON_ERROR:
+.PHONY: help build check test test-c test-c-tsan test-all models demo bench bench-full install-c wheel clean prerequisites
+help:
+	@sed -n '1,3s/^# *//p' Makefile
+
+# ---- build -------------------------------------------------------------------------------------------------------------
+
+# Asked of the system, not of dpkg: what counts is that it works. An environment that is already there needs no python3-venv.
+prerequisites:
+	@missing=; \
+	py="$(PYTHON)"; if [ -x $(BIN)/python ]; then py=$(BIN)/python; fi; \
+	if [ -z "$$py" ] || ! command -v "$$py" >/dev/null; then missing="python3 python3-dev python3-venv"; else \
+	  "$$py" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' \
+	    || missing="$$missing python3-dev"; \
+	  [ -x $(BIN)/python ] || "$$py" -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	  "$$py" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "shmlog needs Python 3.11 or newer; $$py is $$("$$py" -V). Name another: make PYTHON=..." >&2; exit 1; }; \
+	fi; \
+	if ! command -v $(CC) >/dev/null; then missing="$$missing gcc libc6-dev"; \
+	elif ! printf '#include <linux/futex.h>\n#include <pthread.h>\n' | $(CC) -E - >/dev/null 2>&1; then missing="$$missing libc6-dev"; fi; \
+	if [ -n "$$missing" ]; then echo "Missing here: install it with" >&2; echo "    sudo apt-get install -y" $$missing >&2; exit 1; fi
+
+$(BIN)/python: | prerequisites
+	$(PYTHON) -m venv $(VENV)
+
+# The environment: tools for building at their own versions (no build isolation, so that a rebuild needs no network), then
+# shmlog itself, editable.
+$(STAMP): pyproject.toml setup.py shmlog/_build.py $(C_CORE) $(C_HEADS) $(wildcard csrc/pyext.c) | prerequisites $(BIN)/python
+	@$(BIN)/python -c 'import sys, cffi, setuptools; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' 2>/dev/null \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77' wheel 'cffi>=1.16'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[rich,test,dev]'
+	@mkdir -p $(@D) && touch $@
+
+build: prerequisites $(STAMP)
+
+# ---- check -------------------------------------------------------------------------------------------------------------
+
+check: build
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	@set -e; for c in $(C_CORE); do \
+	  $(CC) $(CFLAGS_CORE) -O2 -Werror -fvisibility=hidden -fsyntax-only $$c; done; echo "C: $(words $(C_CORE)) files without a warning"
+	@# aarch64 has a weaker memory and other intrinsics; where its compiler is at hand the core must at least compile.
+	@if command -v aarch64-linux-gnu-gcc >/dev/null; then set -e; for c in $(C_CORE); do \
+	  aarch64-linux-gnu-gcc $(CFLAGS_CORE) -O2 -Werror -fsyntax-only $$c; done; echo "C: the same for aarch64"; \
+	else echo "C: aarch64 not checked here (no aarch64-linux-gnu-gcc)"; fi
+	@[ ! -e csrc/pyext.c ] || $(CC) $(CFLAGS_CORE) -O2 -Werror -DPy_LIMITED_API=0x030B0000 -I$(PY_INC) -fsyntax-only csrc/pyext.c
+	$(BIN)/python -m pytest -q tests/test_layering.py
+
+# ---- test --------------------------------------------------------------------------------------------------------------
+
+# tests/c/test_*.c are programs: linked with all of the core, exit 0 is a pass, what they print is shown when they fail.
+define c_program
+build/c-$(1)/%: tests/c/%.c $$(C_CORE) $$(C_HEADS) $$(wildcard tests/c/*.h)
+	@mkdir -p $$(@D)
+	$$(CC) $$(CFLAGS_CORE) -Itests/c -O1 -g -Werror -DSL_FAILPOINTS $(2) -o $$@ $$< $$(C_CORE)
+endef
+$(eval $(call c_program,asan,-fsanitize=address$(comma)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer))
+$(eval $(call c_program,tsan,-fsanitize=thread))
+
+run_c = set -e; for t in $(1); do echo "C $$t"; timeout 600 $$t > $$t.log 2>&1 \
+  || { code=$$?; cat $$t.log; echo "$$t: exit $$code" >&2; exit 1; }; done
+
+test-c: $(patsubst tests/c/%.c,build/c-asan/%,$(C_TESTS))
+	@$(call run_c,$^)
+test-c-tsan: $(patsubst tests/c/%.c,build/c-tsan/%,$(C_TESTS))
+	@$(call run_c,$^)
+
+test: build
+	@$(MAKE) --no-print-directory test-c
+	$(BIN)/python -m pytest -n $(JOBS)
+
+# Everything, slow tests too, in SHARDS parts. A part that passed is not run again until a file changes (build/test-all/ has a
+# stamp per state of the tree), so an interrupted run goes on where it was. SHARD=k/n runs that part alone.
+# The first part also has the models and the C tests under TSan.
+test-all: build
+	@set -e; state=$$({ git ls-files -coz --exclude-standard 2>/dev/null || find . -name build -prune -o -type f -print0; } | xargs -0 -r sha1sum 2>/dev/null | sha1sum | cut -c1-16); \
+	if [ -n "$(SHARD)" ]; then list="$(SHARD)"; \
+	else list=$$(seq -f '%.0f/$(SHARDS)' 1 $(SHARDS)); fi; \
+	for shard in $$list; do \
+	  stamp=build/test-all/$$state/$$(echo $$shard | tr / -); \
+	  if [ -e $$stamp ]; then echo "test-all $$shard: passed already for these files ($$stamp)"; continue; fi; \
+	  echo "test-all $$shard"; \
+	  case $$shard in 1/*) $(MAKE) --no-print-directory test-c test-c-tsan models;; esac; \
+	  $(BIN)/python -m pytest -n $(JOBS) -m '' --shard $$shard; \
+	  mkdir -p $$(dirname $$stamp); touch $$stamp; \
+	done
+
+models:
+	@[ -x tests/models/run ] || { echo "tests/models/run is missing: the models were not checked" >&2; exit 1; }
+	@command -v spin >/dev/null || { echo "The models need spin: sudo apt-get install -y spin" >&2; exit 1; }
+	tests/models/run
+
+# ---- use ---------------------------------------------------------------------------------------------------------------
+
+demo: build
+	$(BIN)/python examples/demo.py
+bench: build
+	$(BIN)/python -m perf
+bench-full: build
+	$(BIN)/python -m perf --full
+
+# The C library alone, for C programs: header, shared library, pkg-config file.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+build/libshmlog.so: $(C_CORE) $(C_HEADS)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS_CORE) -O2 -fPIC -fvisibility=hidden -shared -Wl,-soname,libshmlog.so.0 -o $@ $(C_CORE)
+install-c: build/libshmlog.so
+	install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig
+	install -m 644 csrc/shmlog.h $(DESTDIR)$(PREFIX)/include/
+	install -m 755 build/libshmlog.so $(DESTDIR)$(PREFIX)/lib/libshmlog.so.$(VERSION)
+	ln -sf libshmlog.so.$(VERSION) $(DESTDIR)$(PREFIX)/lib/libshmlog.so.0
+	ln -sf libshmlog.so.0 $(DESTDIR)$(PREFIX)/lib/libshmlog.so
+	printf '%s\n' 'prefix=$(PREFIX)' 'Name: shmlog' "Description: Kafka's model in shared memory on one machine" \
+	  'Version: $(VERSION)' 'Cflags: -I$${prefix}/include' 'Libs: -L$${prefix}/lib -lshmlog' 'Libs.private: -pthread' \
+	  > $(DESTDIR)$(PREFIX)/lib/pkgconfig/shmlog.pc
+
+wheel: build
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+clean:
+	rm -rf build dist shmlog.egg-info .mypy_cache .ruff_cache .pytest_cache shmlog/_core.c shmlog/*.so
+	@[ "$(VENV)" != .venv ] || rm -rf .venv
