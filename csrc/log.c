@@ -1,0 +1,675 @@
+/* A partition's ring of segments: hold the active one, seal it, move on, reuse what nobody needs.
+ *
+ * `cur` names the active segment by a number that never repeats; dir[number mod 32] says in which buffer it lies. Whoever touches a segment first
+ * publishes its number in a hazard word (producers, helpers, sealers) or a pin (readers) and then looks again. A buffer is reset only by the one who
+ * claimed its directory word by CAS, after `cur` moved past it, after it was taken out of the directory and after a scan of all words that began then.
+ *
+ * The claimer may be anybody with a row: the broker ahead of use, or a producer that finds no successor (memory-only topics at full rate cannot wait
+ * for a third process to get a CPU). If a claimer is stopped, others go on with other buffers; if it dies, its buffer is unlinked, never reused.
+ *
+ *   word               written by                        orders                               left if the writer dies
+ *   cur                helpers, the new leader; CAS      cur_cas sc                           the old or the new segment is active; anybody helps
+ *   seg.base           helpers, CAS from UNSET           base_cas sc                          all compute the same value
+ *   dir[]              claimer / publisher; CAS          recycle_* sc                         a claim: sl_row_clean(); else old or new
+ *   seg header, cells  the claimer, exclusively          plain, before recycle_publish        claimer names it: sl_segment_orphaned()
+ *   words "@"          the leader's broker, CAS + epoch  release / acquire                    an older true value
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "log.h"
+
+static int topic_is(const sl_hold *s) { return memcmp(s->p->topic_id, s->topic_id, 16) == 0; }
+
+int sl_hold_init(sl_hold *s, sl_cluster *cluster, uint32_t row, uint32_t block, const uint8_t *topic_id) {
+    memset(s, 0, sizeof *s);
+    int rc = sl_cluster_check(cluster);
+    if (rc < 0) return rc;
+    s->cluster = cluster;
+    s->row_index = row;
+    s->block = block;
+    s->row = sl_cluster_row(cluster, row);
+    s->p = sl_cluster_partition(cluster, block);
+    s->waits = sl_cluster_waits(cluster, block);
+    if (!s->row || !s->p || !s->waits) return SL_E_INVALID;
+    if (topic_id) memcpy(s->topic_id, topic_id, 16);
+    return SL_OK;
+}
+
+void sl_hold_forget(sl_hold *s) {
+    if (s->map) sl_map_put(s->cluster, s->map);
+    s->map = NULL;
+    s->number = 0;
+}
+
+uint32_t sl_log_buffer(sl_partition *p, uint64_t number) {
+    uint64_t d = sl_load_sc(&p->dir[number % SL_DIR_SLOTS]); /* SYNC recycle_publish */
+    return sl_dir_number(d) == (number & 0xffff) ? sl_dir_buffer(d) : 0;
+}
+
+int sl_log_ready(sl_cluster *cluster, uint32_t block) {
+    sl_partition *p = sl_cluster_partition(cluster, block);
+    if (!p) return SL_E_INVALID;
+    uint64_t n = sl_cur_number(sl_load_acquire(&p->cur));
+    int ready = 0;
+    while (ready < SL_DIR_SLOTS && sl_log_buffer(p, n + 1 + (uint64_t)ready)) ready++;
+    return ready;
+}
+
+int sl_hold_take(sl_hold *s, int any) {
+    int rc = sl_cluster_check(s->cluster);
+    if (sl_unlikely(rc < 0)) return rc;
+    for (int turn = 0;; turn++) {
+        SL_FAILPOINT(attach_load_cur);
+        uint64_t c = sl_load_acquire(&s->p->cur);
+        uint64_t n = sl_cur_number(c);
+        /* After `cur`: a block given to another topic has its new id before its new `cur`. */
+        if (!any) {
+            if (sl_unlikely(sl_load_acquire(&s->p->state) != SL_PARTITION_LIVE || !topic_is(s))) return SL_E_DELETED;
+            if (sl_unlikely(sl_cur_fenced(c) || n == 0)) return SL_E_FENCED;
+        } else if (n == 0) return SL_E_NOENT;
+        sl_map *fresh = NULL;
+        if (n != s->number) {
+            uint32_t buffer = sl_log_buffer(s->p, n);
+            rc = buffer ? sl_map_get(s->cluster, buffer, 1, &fresh) : SL_E_NOENT;
+            if (rc < 0) { /* `cur` moved on between the two loads, or memory is damaged: then it does not get better */
+                if (turn < 1000 && (rc == SL_E_NOENT || rc == SL_E_HALFMADE)) { sl_pause(); continue; }
+                return rc == SL_E_NOENT ? SL_E_DAMAGED : rc;
+            }
+        }
+        SL_FAILPOINT(attach_hazard);
+        /* SYNC attach_hazard: store, then load `cur`; pairs with the recycler: take-out, then scan */
+        sl_store_sc(&s->row->hazard[s->h], sl_pin_make(s->block, n));
+        SL_FAILPOINT(attach_recheck);
+        if (sl_unlikely(sl_load_sc(&s->p->cur) != c)) {
+            sl_hold_drop(s);
+            if (fresh) sl_map_put(s->cluster, fresh);
+            continue;
+        }
+        s->cur = c;
+        if (!fresh) return SL_OK;
+        /* From here the segment cannot be recycled: what its header says of this life is stable. */
+        sl_segment *seg = fresh->segment;
+        uint64_t base = sl_load_acquire(&seg->base); /* SYNC base_cas */
+        uint64_t hint = sl_load_acquire(&seg->hint); /* SYNC hint_store */
+        uint64_t prev = 0;
+        if (sl_load_relaxed(&seg->number) != n || sl_word_tag(base) != (n & 0xffff) || sl_word_offset(base) == SL_BASE_UNSET || hint >= fresh->cell_count ||
+            (hint && (prev = sl_load_acquire(&fresh->cells[hint - 1])) == 0)) {
+            sl_hold_drop(s);
+            sl_map_put(s->cluster, fresh);
+            return SL_E_DAMAGED;
+        }
+        sl_hold_forget(s);
+        s->map = fresh;
+        s->number = n;
+        s->base = sl_word_offset(base);
+        s->index = (uint32_t)hint;
+        s->prev = prev;
+        return SL_OK;
+    }
+}
+
+/* ---- seal and rotate ---- */
+
+int sl_hold_walk(sl_hold *s) {
+    uint32_t last = s->map->cell_count - 1, i = s->index;
+    uint64_t prev = s->prev;
+    for (;; i++) {
+        if (i > last) return SL_E_DAMAGED;
+        uint64_t w = sl_load_acquire(&s->map->cells[i]); /* SYNC cell_cas */
+        if (w != 0 && !sl_cell_plausible(w, s->number, i == 0 ? 0 : sl_cell_end(prev))) return SL_E_DAMAGED;
+        if (w == 0) { s->index = i; s->prev = prev; return 1; }
+        if (sl_cell_type(w) == SL_CELL_SEAL) { s->index = i; s->prev = prev; return 0; }
+        prev = w;
+    }
+}
+
+int sl_hold_seal(sl_hold *s) {
+    for (;;) {
+        int rc = sl_hold_walk(s);
+        if (rc <= 0) return rc;
+        uint64_t w = 0;
+        uint32_t rel = s->index == 0 ? 0 : sl_cell_end(s->prev);
+        SL_FAILPOINT(seal_cas);
+        if (sl_cas_sc(&s->map->cells[s->index], &w, sl_cell_make(SL_CELL_SEAL, 0, rel, 0, s->number))) return SL_OK; /* SYNC seal_cas: as cell_cas */
+    }
+}
+
+int sl_hold_rotate(sl_hold *s) {
+    uint64_t next = s->number + 1;
+    uint32_t end_rel = s->index == 0 ? 0 : sl_cell_end(s->prev);
+    uint32_t buffer = sl_log_buffer(s->p, next);
+    if (!buffer) return sl_load_sc(&s->p->cur) == s->cur ? SL_E_AGAIN : SL_OK;
+    sl_map *m;
+    int rc = sl_map_get(s->cluster, buffer, 1, &m);
+    if (rc < 0) return rc == SL_E_NOENT ? SL_OK : rc; /* recycled meanwhile: then `cur` has moved */
+    uint32_t other = 1 - s->h;
+    SL_FAILPOINT(rotate_hazard_next);
+    sl_store_sc(&s->row->hazard[other], sl_pin_make(s->block, next)); /* SYNC rotate_hazard_next: a helper names what it writes into (flaw F2) */
+    SL_FAILPOINT(rotate_recheck);
+    rc = SL_OK;
+    if (sl_load_sc(&s->p->cur) == s->cur) {
+        uint64_t base = sl_word_make((uint32_t)next, SL_BASE_UNSET), mine = sl_word_make((uint32_t)next, s->base + end_rel);
+        if (m->segment->number != next) rc = SL_E_DAMAGED;
+        SL_FAILPOINT(base_cas);
+        if (rc == SL_OK && !sl_cas_sc(&m->segment->base, &base, mine) && base != mine) rc = SL_E_DAMAGED; /* SYNC base_cas: all helpers compute the same */
+        uint64_t c = s->cur;
+        SL_FAILPOINT(cur_cas);
+        if (rc == SL_OK) sl_cas_sc(&s->p->cur, &c, sl_cur_make(sl_cur_epoch(c), 0, next)); /* SYNC cur_cas: failure: somebody else moved it, or fenced */
+    }
+    sl_store_release(&s->row->hazard[other], 0); /* SYNC hazard_clear */
+    sl_map_put(s->cluster, m);
+    return rc;
+}
+
+int sl_log_seal(sl_cluster *cluster, uint32_t row, uint32_t block, uint64_t number) {
+    sl_hold s;
+    int rc = sl_hold_init(&s, cluster, row, block, NULL);
+    if (rc < 0) return rc;
+    rc = sl_hold_take(&s, 1);
+    if (rc < 0) return rc;
+    if (number == 0 || s.number == number) {
+        rc = sl_hold_seal(&s);
+        if (rc == SL_OK && !sl_cur_fenced(s.cur)) rc = sl_hold_rotate(&s);
+        if (rc == SL_E_AGAIN) rc = SL_OK;
+    }
+    sl_hold_drop(&s);
+    sl_hold_forget(&s);
+    return rc;
+}
+
+/* ---- recycling ---- */
+
+int64_t sl_segment_end(const sl_map *m, uint64_t number, uint32_t *end_rel, int *sealed) {
+    uint64_t hint = sl_load_acquire(&m->segment->hint), prev = 0;
+    if (hint >= m->cell_count) return SL_E_DAMAGED;
+    if (hint && (prev = sl_load_acquire(&m->cells[hint - 1])) == 0) return SL_E_DAMAGED;
+    for (uint32_t i = (uint32_t)hint; i < m->cell_count; i++) {
+        uint64_t w = sl_load_acquire(&m->cells[i]);
+        *end_rel = i == 0 ? 0 : sl_cell_end(prev);
+        *sealed = 0;
+        if (w == 0) return i;
+        if (!sl_cell_plausible(w, number, *end_rel)) return SL_E_DAMAGED;
+        if (sl_cell_type(w) == SL_CELL_SEAL) { *sealed = 1; return i; }
+        prev = w;
+    }
+    return SL_E_DAMAGED;
+}
+
+/* Step 16. Who names this segment? 0 nobody, 1 a living row, 2 a row whose owner is dead (a certificate was seen). */
+static int named(sl_cluster *cluster, uint64_t pin) {
+    uint32_t used = sl_cluster_rows_used(cluster); /* now, not earlier: a row may have been registered since (flaw F1) */
+    int by_dead = 0;
+    for (uint32_t r = 0; r < used; r++) {
+        sl_row *row = sl_cluster_row(cluster, r);
+        if (!row) continue;
+        int found = sl_load_acquire(&row->hazard[0]) == pin || sl_load_acquire(&row->hazard[1]) == pin || sl_load_acquire(&row->poll_pin) == pin;
+        for (int i = 0; i < SL_VIEW_PINS; i++) found |= sl_load_acquire(&row->view_pins[i]) == pin;
+        if (!found) continue;
+        if (sl_load_acquire(&row->state) != SL_ROW_DEAD) return 1;
+        by_dead = 1;
+    }
+    return by_dead ? 2 : 0;
+}
+
+/* A tether at or below `number`: memory-only topics with shmlog.full=block keep what a tethered consumer has not passed. */
+static int tethered(sl_waits *waits, uint64_t number) {
+    for (int i = 0; i < SL_TETHERS; i++) {
+        uint64_t t = sl_load_sc(&waits->tethers[i]); /* SYNC tether: pairs with sl_reader_tether(): store, then look at the directory word */
+        if (t && (t & SL_NUMBER_MASK) <= number) return 1;
+    }
+    return 0;
+}
+
+/* Step 18: nobody names it, we alone own it. Zeroes what was used and nothing more. */
+static void reset(sl_map *m) {
+    sl_segment *seg = m->segment;
+    SL_FAILPOINT(recycle_reset);
+    uint32_t used = 0;
+    while (used < m->cell_count && m->cells[used] != 0) used++;
+    memset(m->cells, 0, (size_t)used * 8);
+    seg->hint = 0;
+    seg->alloc_units = 0;
+    seg->first_append_ns = 0;
+    seg->tainted = 0;
+    seg->lives++;
+}
+
+/* Step 19: gives a reset buffer the next number and puts it into the directory. SL_OK, or SL_E_AGAIN if there is no free slot. */
+static int publish(sl_cluster *cluster, uint32_t block, sl_partition *p, sl_map *m) {
+    (void)cluster;
+    sl_segment *seg = m->segment;
+    memcpy(seg->topic_id, p->topic_id, 16);
+    seg->partition = p->partition;
+    seg->block = block;
+    for (;;) {
+        uint64_t n = sl_cur_number(sl_load_acquire(&p->cur)) + 1;
+        while (sl_log_buffer(p, n)) n++;
+        uint64_t *slot = &p->dir[n % SL_DIR_SLOTS], d = sl_load_acquire(slot);
+        if (sl_dir_buffer(d) != 0) {
+            if (sl_dir_number(d) == (n & 0xffff)) continue; /* just published by another */
+            return SL_E_AGAIN; /* the ring is as long as the directory */
+        }
+        if (sl_dir_number(d) == (n & 0xffff)) continue; /* n has lived and gone meanwhile: `cur` has moved */
+        seg->number = n;
+        seg->leader_epoch = sl_load_acquire(&p->leader_epoch);
+        sl_store_relaxed(&seg->base, sl_word_make((uint32_t)n, SL_BASE_UNSET));
+        seg->state = SL_SEGMENT_LIVE;
+        SL_FAILPOINT(recycle_publish);
+        if (sl_cas_sc(slot, &d, sl_dir_make(sl_dir_epoch(d), 0, n, m->buffer))) { /* SYNC recycle_publish: releases the reset; pairs with sl_log_buffer() */
+            sl_store_release(&seg->claimer, 0);
+            return SL_OK;
+        }
+    }
+}
+
+/* Takes segment r (directory word claimed by us as `claimed`) out and resets it. 1: ours and reset (still claimed); 0: left in LIMBO or DEAD. */
+static int take_out(sl_cluster *cluster, uint32_t block, sl_partition *p, uint64_t r, uint64_t claimed, sl_map *m) {
+    uint64_t *slot = &p->dir[r % SL_DIR_SLOTS];
+    SL_FAILPOINT(recycle_takeout);
+    while (!sl_cas_sc(slot, &claimed, sl_dir_make(sl_dir_epoch(claimed), 0, r, 0))) { /* SYNC recycle_takeout: then scan */
+        /* Only the epoch can have changed (a new leader moved the words to its epoch); the claim stays ours. */
+        SL_ASSERT(sl_dir_buffer(claimed) == m->buffer);
+    }
+    sl_fence_sc();
+    SL_FAILPOINT(recycle_scan);
+    int who = named(cluster, sl_pin_make(block, r));
+    if (who == 0 && sl_load_acquire(&m->segment->tainted)) who = 2;
+    if (who) {
+        sl_store_release(&m->segment->state, who == 1 ? SL_SEGMENT_LIMBO : SL_SEGMENT_DEAD);
+        sl_store_release(&m->segment->claimer, 0);
+        return 0;
+    }
+    reset(m);
+    return 1;
+}
+
+/* Steps 13-19 on the oldest segment that nobody needs. republish: as the next segment, else it is left FREE for its maker's pool (also when the
+ * directory is full). Returns its buffer id, 0 nothing to do; *republished. */
+static int64_t recycle(sl_cluster *cluster, uint32_t row_index, uint32_t block, int republish, int *republished) {
+    *republished = 0;
+    int rc = sl_cluster_check(cluster);
+    if (rc < 0) return rc;
+    sl_partition *p = sl_cluster_partition(cluster, block);
+    sl_waits *waits = sl_cluster_waits(cluster, block);
+    sl_row *row = sl_cluster_row(cluster, row_index);
+    if (!p || !row || !waits) return SL_E_INVALID;
+    uint64_t c = sl_load_sc(&p->cur); /* SYNC cur_cas: "sealed" is not enough, `cur` must have moved past (step 13) */
+    uint64_t active = sl_cur_number(c);
+    uint32_t flags = sl_load_relaxed(&p->flags);
+    for (uint64_t r = active >= SL_DIR_SLOTS ? active - SL_DIR_SLOTS + 1 : 1; r < active; r++) {
+        uint64_t *slot = &p->dir[r % SL_DIR_SLOTS], d = sl_load_sc(slot);
+        if (sl_dir_number(d) != (r & 0xffff) || sl_dir_buffer(d) == 0 || sl_dir_claim(d) != 0) continue;
+        if (!(flags & SL_PF_SPILL) && tethered(waits, r)) return 0;
+        sl_map *m;
+        if (sl_map_get(cluster, sl_dir_buffer(d), 1, &m) < 0) continue;
+        /* Read its end under a hazard word, as any reader would. */
+        uint64_t pin = sl_pin_make(block, r);
+        sl_store_sc(&row->hazard[0], pin); /* SYNC attach_hazard */
+        uint32_t end_rel = 0;
+        int sealed = 0, ok = sl_load_sc(slot) == d && m->segment->number == r && sl_segment_end(m, r, &end_rel, &sealed) >= 0 && sealed;
+        uint64_t end = sl_word_offset(sl_load_acquire(&m->segment->base)) + end_rel;
+        sl_store_release(&row->hazard[0], 0);
+        if (ok && (flags & SL_PF_SPILL)) { /* step 14 */
+            uint64_t safe = sl_word_offset(sl_load_acquire((flags & SL_PF_SYNC_RECYCLE) ? &p->durable : &p->spilled));
+            ok = end <= safe || end <= sl_word_offset(sl_load_acquire(&p->log_start));
+        }
+        if (!ok) {
+            sl_map_put(cluster, m);
+            if (flags & SL_PF_SPILL) return 0; /* later ones are not spilled either */
+            continue;
+        }
+        uint64_t claimed = d | ((uint64_t)(row_index + 1) << 44);
+        SL_FAILPOINT(recycle_claim);
+        if (!sl_cas_sc(slot, &d, claimed)) { sl_map_put(cluster, m); continue; } /* SYNC recycle_claim: one wins and owns the buffer */
+        /* The word could have come round again between our load and the CAS; the number in the header is the whole one and stable now. */
+        if (m->segment->number != r || (!(flags & SL_PF_SPILL) && tethered(waits, r))) {
+            uint64_t back = claimed;
+            while (!sl_cas_sc(slot, &back, back & ~SL_DIR_CLAIM_MASK)) SL_ASSERT(sl_dir_buffer(back) == m->buffer);
+            sl_map_put(cluster, m);
+            return 0;
+        }
+        sl_store_release(&m->segment->claimer, ((uint64_t)sl_load_relaxed(&row->generation) << 32) | (row_index + 1));
+        if (!(flags & SL_PF_SPILL)) { /* dropped from memory is dropped: raise log start first (step 14) */
+            uint64_t from = sl_word_offset(sl_load_acquire(&p->log_start));
+            if (end > from && sl_log_advance(cluster, block, SL_WORD_LOG_START, sl_load_acquire(&p->leader_epoch), end) == SL_OK)
+                sl_fetch_add_relaxed(&p->dropped_records, end - from);
+        }
+        uint32_t buffer = m->buffer;
+        if (take_out(cluster, block, p, r, claimed, m)) {
+            if (republish && publish(cluster, block, p, m) == SL_OK) *republished = 1;
+            else {
+                sl_store_release(&m->segment->state, SL_SEGMENT_FREE);
+                sl_store_release(&m->segment->claimer, 0);
+            }
+            sl_fetch_add_relaxed(&p->recycled_segments, 1);
+        }
+        sl_map_put(cluster, m);
+        if (*republished) sl_wake_bits(cluster, waits->commit); /* SYNC room */
+        return buffer;
+    }
+    return 0;
+}
+
+int sl_log_recycle(sl_cluster *cluster, uint32_t row, uint32_t block) {
+    int republished;
+    int64_t buffer = recycle(cluster, row, block, 1, &republished);
+    return buffer < 0 ? (int)buffer : republished;
+}
+
+int64_t sl_log_takeout(sl_cluster *cluster, uint32_t row, uint32_t block) {
+    int republished;
+    return recycle(cluster, row, block, 0, &republished);
+}
+
+int sl_limbo_retry(sl_cluster *cluster, uint32_t row, sl_map *m) {
+    (void)row;
+    if (sl_load_acquire(&m->segment->state) != SL_SEGMENT_LIMBO) return 0;
+    uint64_t pin = sl_pin_make(m->segment->block, m->segment->number);
+    int who = named(cluster, pin);
+    if (who == 1) return 0;
+    if (who == 2 || sl_load_acquire(&m->segment->tainted)) {
+        sl_store_release(&m->segment->state, SL_SEGMENT_DEAD);
+        /* The dead owner's words named this life only; the row may be given out again once they are gone. */
+        for (uint32_t r = 0, used = sl_cluster_rows_used(cluster); r < used; r++) {
+            sl_row *dead = sl_cluster_row(cluster, r);
+            if (!dead || sl_load_acquire(&dead->state) != SL_ROW_DEAD) continue;
+            uint64_t *words[3 + SL_VIEW_PINS] = {&dead->hazard[0], &dead->hazard[1], &dead->poll_pin};
+            for (int i = 0; i < SL_VIEW_PINS; i++) words[3 + i] = &dead->view_pins[i];
+            for (int i = 0; i < 3 + SL_VIEW_PINS; i++) { uint64_t w = pin; sl_cas_sc(words[i], &w, 0); }
+        }
+        return 2;
+    }
+    reset(m);
+    sl_store_release(&m->segment->state, SL_SEGMENT_FREE);
+    return 1;
+}
+
+int sl_segment_orphaned(sl_cluster *cluster, sl_map *m) {
+    uint64_t claimer = sl_load_acquire(&m->segment->claimer);
+    if (!claimer) return 0;
+    sl_row *row = sl_cluster_row(cluster, (uint32_t)claimer - 1);
+    if (!row) return 1;
+    return sl_load_acquire(&row->generation) != (uint32_t)(claimer >> 32) || sl_load_acquire(&row->state) != SL_ROW_LIVE;
+}
+
+int sl_log_publish(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_t leader_epoch, uint32_t buffer) {
+    (void)row;
+    sl_partition *p = sl_cluster_partition(cluster, block);
+    sl_waits *waits = sl_cluster_waits(cluster, block);
+    if (!p || !waits) return SL_E_INVALID;
+    if (sl_load_acquire(&p->leader_epoch) != leader_epoch) return SL_E_FENCED;
+    sl_map *m;
+    int rc = sl_map_get(cluster, buffer, 1, &m);
+    if (rc < 0) return rc;
+    rc = publish(cluster, block, p, m);
+    if (rc < 0) sl_store_release(&m->segment->state, SL_SEGMENT_FREE);
+    sl_map_put(cluster, m);
+    if (rc == SL_OK) sl_wake_bits(cluster, waits->commit); /* SYNC room */
+    return rc;
+}
+
+int sl_row_clean(sl_cluster *cluster, uint32_t row_index) {
+    sl_row *row = sl_cluster_row(cluster, row_index);
+    if (!row) return SL_E_INVALID;
+    sl_store_sc(&row->state, SL_ROW_DEAD); /* a scan that finds one of its words from now on treats the segment as dead */
+    uint32_t used = sl_cluster_partitions_used(cluster);
+    /* Segments it died in: tainted first, then its word is cleared (step 20). What is out of the directory already is in LIMBO, and the broker's
+     * retry finds the word of a dead row; those words stay until then. */
+    uint64_t *words[3 + SL_VIEW_PINS] = {&row->hazard[0], &row->hazard[1], &row->poll_pin};
+    for (int i = 0; i < SL_VIEW_PINS; i++) words[3 + i] = &row->view_pins[i];
+    int left = 0;
+    for (int i = 0; i < 3 + SL_VIEW_PINS; i++) {
+        uint64_t pin = sl_load_acquire(words[i]);
+        if (!pin) continue;
+        uint32_t block = (uint32_t)(pin >> 40);
+        sl_partition *p = sl_cluster_partition(cluster, block);
+        uint32_t buffer = p ? sl_log_buffer(p, pin & SL_NUMBER_MASK) : 0;
+        sl_map *m;
+        if (buffer && sl_map_get(cluster, buffer, 1, &m) == SL_OK) {
+            sl_store_sc(&m->segment->tainted, 1);
+            SL_FAILPOINT(clean_taint);
+            /* Still there? Else it was taken out meanwhile and reset, perhaps: leave the word, it names a life that is over and harms nobody. */
+            int there = sl_log_buffer(p, pin & SL_NUMBER_MASK) == buffer && m->segment->number == (pin & SL_NUMBER_MASK);
+            sl_map_put(cluster, m);
+            if (there) { sl_store_release(words[i], 0); continue; }
+        }
+        left++;
+    }
+    for (uint32_t b = 0; b < used; b++) {
+        sl_partition *p = sl_cluster_partition(cluster, b);
+        sl_waits *waits = sl_cluster_waits(cluster, b);
+        if (!p || !waits) continue;
+        for (int i = 0; i < SL_DIR_SLOTS; i++) {
+            uint64_t d = sl_load_acquire(&p->dir[i]);
+            while (sl_dir_claim(d) == row_index + 1) { /* it died between claim and take-out: nobody resets this buffer any more */
+                sl_map *m;
+                if (sl_map_get(cluster, sl_dir_buffer(d), 1, &m) == SL_OK) {
+                    sl_store_release(&m->segment->state, SL_SEGMENT_DEAD);
+                    sl_map_put(cluster, m);
+                }
+                if (sl_cas_sc(&p->dir[i], &d, sl_dir_make(sl_dir_epoch(d), 0, sl_dir_number(d), 0))) break;
+            }
+        }
+        int woke = 0;
+        for (int i = 0; i < SL_TETHERS; i++) {
+            uint64_t t = sl_load_acquire(&waits->tethers[i]);
+            if (t && (t >> 40) == row_index + 1) { sl_cas_sc(&waits->tethers[i], &t, 0); woke = 1; }
+        }
+        sl_bits_clear(waits->data, row_index);
+        sl_bits_clear(waits->commit, row_index);
+        if (woke) sl_wake_bits(cluster, waits->commit);
+    }
+    sl_store_release(&row->sleeping, SL_AWAKE);
+    return left;
+}
+
+/* ---- epochs ---- */
+
+/* a is later than b, in serial arithmetic of `bits` bits: epochs are cut to fit their words, and two that are alive are never half a circle apart */
+static int later(uint32_t a, uint32_t b, int bits) {
+    uint32_t d = (a - b) & ((1u << bits) - 1);
+    return d != 0 && d < (1u << (bits - 1));
+}
+
+static uint64_t *word_of(sl_partition *p, int which) {
+    switch (which) {
+    case SL_WORD_HIGH_WATERMARK: return &p->high_watermark;
+    case SL_WORD_LAST_STABLE: return &p->last_stable;
+    case SL_WORD_SPILLED: return &p->spilled;
+    case SL_WORD_DURABLE: return &p->durable;
+    case SL_WORD_LOG_START: return &p->log_start;
+    default: return NULL;
+    }
+}
+
+int sl_log_advance(sl_cluster *cluster, uint32_t block, int which, uint32_t leader_epoch, uint64_t offset) {
+    sl_partition *p = sl_cluster_partition(cluster, block);
+    uint64_t *word = p ? word_of(p, which) : NULL;
+    if (!word) return SL_E_INVALID;
+    uint64_t w = sl_load_acquire(word);
+    for (;;) {
+        if (later(sl_word_tag(w), leader_epoch & 0xffff, 16)) return SL_E_FENCED; /* a later leader owns the word: a zombie can do nothing */
+        uint64_t to = sl_word_offset(w) > offset ? sl_word_offset(w) : offset; /* never back */
+        if (w == sl_word_make(leader_epoch, to)) return SL_OK;
+        if (sl_cas_sc(word, &w, sl_word_make(leader_epoch, to))) return SL_OK; /* SYNC advance: releases what became true; pairs with loads of the word */
+    }
+}
+
+/* Steps 30-31. SL_OK: `cur` is fenced for this epoch and its segment sealed; s holds it (or number 0). */
+static int fence(sl_hold *s, uint32_t leader_epoch) {
+    uint64_t c = sl_load_acquire(&s->p->cur);
+    for (;;) {
+        uint32_t epoch = leader_epoch & 0x7fffff;
+        if (sl_cur_epoch(c) == epoch && !sl_cur_fenced(c) && sl_cur_number(c) != 0) return SL_E_FENCED; /* this epoch has been opened already */
+        if (later(sl_cur_epoch(c), epoch, 23)) return SL_E_FENCED;
+        if (sl_cur_epoch(c) == epoch && sl_cur_fenced(c)) break; /* our own beginning, resumed */
+        SL_FAILPOINT(fence_cas);
+        if (sl_cas_sc(&s->p->cur, &c, sl_cur_make(epoch, 1, sl_cur_number(c)))) break; /* SYNC fence_cas */
+    }
+    int rc = sl_hold_take(s, 1);
+    if (rc == SL_E_NOENT) return SL_OK; /* never had a segment */
+    if (rc < 0) return rc;
+    return sl_hold_seal(s);
+}
+
+int sl_log_fence(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_t leader_epoch) {
+    sl_hold s;
+    int rc = sl_hold_init(&s, cluster, row, block, NULL);
+    if (rc < 0) return rc;
+    rc = fence(&s, leader_epoch);
+    sl_hold_drop(&s);
+    sl_hold_forget(&s);
+    sl_wake_all(cluster, block);
+    return rc;
+}
+
+int sl_log_open_epoch(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_t leader_epoch, uint32_t buffer, uint64_t base_offset) {
+    sl_hold s;
+    int rc = sl_hold_init(&s, cluster, row, block, NULL);
+    if (rc < 0) return rc;
+    sl_partition *p = s.p;
+    uint64_t c = sl_load_acquire(&p->cur), number = sl_cur_number(c);
+    int had_memory = number != 0 && sl_log_buffer(p, number) != 0;
+    if (had_memory) {
+        rc = fence(&s, leader_epoch);
+        if (rc < 0) goto out;
+        uint64_t end = s.base + (s.index == 0 ? 0 : sl_cell_end(s.prev));
+        if (end > base_offset) base_offset = end;
+    } else { /* a fresh block, or one whose old life left nothing: only the numbers go on, beyond any that stood ready (they never repeat) */
+        uint64_t to;
+        do {
+            number = sl_cur_number(c);
+            if (number && !(sl_cur_fenced(c) && sl_cur_epoch(c) == (leader_epoch & 0x7fffff))) number += 2 * SL_DIR_SLOTS;
+            to = sl_cur_make(leader_epoch, 1, number);
+        } while (!sl_cas_sc(&p->cur, &c, to));
+    }
+    sl_store_release(&p->leader_epoch, leader_epoch);
+    /* Step 32: move every word to the new epoch, then they may be read. From here the old leader's CAS fails. */
+    for (int which = SL_WORD_HIGH_WATERMARK; which <= SL_WORD_LOG_START; which++) {
+        uint64_t *word = word_of(p, which), w = sl_load_acquire(word);
+        while (!sl_cas_sc(word, &w, sl_word_make(leader_epoch, sl_word_offset(w)))) {}
+    }
+    for (uint64_t n = number + 1; n <= number + SL_DIR_SLOTS; n++) {
+        uint64_t d = sl_load_acquire(&p->dir[n % SL_DIR_SLOTS]);
+        uint64_t to;
+        do {
+            uint64_t keep = d & ~(UINT64_C(0xff) << 56);
+            if (sl_dir_buffer(d) == 0 && !had_memory) keep = sl_dir_make(0, 0, n - SL_DIR_SLOTS, 0); /* "last held n - 32" */
+            to = keep | ((uint64_t)(leader_epoch & 0xff) << 56);
+        } while (!sl_cas_sc(&p->dir[n % SL_DIR_SLOTS], &d, to));
+    }
+    /* The successor: one that stood ready already, or the caller's buffer. Nobody can rotate into it while `cur` is fenced. */
+    uint64_t next = number + 1;
+    int used_buffer = 0;
+    if (!sl_log_buffer(p, next)) {
+        sl_map *m;
+        rc = buffer ? sl_map_get(cluster, buffer, 1, &m) : SL_E_AGAIN;
+        if (rc < 0) goto out;
+        rc = publish(cluster, block, p, m);
+        sl_map_put(cluster, m);
+        if (rc < 0) goto out;
+        used_buffer = 1;
+    }
+    for (uint64_t n = next; sl_log_buffer(p, n); n++) { /* segments made ready under the old epoch belong to this one from the start */
+        sl_map *m;
+        if ((rc = sl_map_get(cluster, sl_log_buffer(p, n), 1, &m)) < 0) goto out;
+        m->segment->leader_epoch = leader_epoch;
+        if (n == next) {
+            uint64_t base = sl_word_make((uint32_t)next, SL_BASE_UNSET), mine = sl_word_make((uint32_t)next, base_offset);
+            if (!sl_cas_sc(&m->segment->base, &base, mine) && base != mine) rc = SL_E_DAMAGED; /* SYNC base_cas */
+        }
+        sl_map_put(cluster, m);
+        if (rc < 0) goto out;
+    }
+    if (!had_memory) /* nothing below base_offset is in memory, all of it is in the files */
+        for (int which = SL_WORD_HIGH_WATERMARK; which <= SL_WORD_DURABLE; which++) sl_log_advance(cluster, block, which, leader_epoch, base_offset);
+    c = sl_cur_make(leader_epoch, 1, number);
+    SL_FAILPOINT(open_cur_cas);
+    rc = sl_cas_sc(&p->cur, &c, sl_cur_make(leader_epoch, 0, next)) ? used_buffer : SL_E_FENCED; /* SYNC cur_cas: leader is only who won this */
+out:
+    if (s.row) sl_hold_drop(&s);
+    sl_hold_forget(&s);
+    sl_wake_all(cluster, block);
+    return rc;
+}
+
+/* ---- offsets ---- */
+
+int sl_log_offsets(sl_cluster *cluster, uint32_t row_index, uint32_t block, sl_offsets *out) {
+    sl_partition *p = sl_cluster_partition(cluster, block);
+    if (!p) return SL_E_INVALID;
+    sl_row *row = row_index == UINT32_MAX ? NULL : sl_cluster_row(cluster, row_index);
+    memset(out, 0, sizeof *out);
+    out->leader_epoch = sl_load_acquire(&p->leader_epoch);
+    out->state = sl_load_acquire(&p->state);
+    /* In this order, so that invariant 4 holds in what is returned: each was below the next when it was read. */
+    out->log_start = sl_word_offset(sl_load_acquire(&p->log_start));
+    out->durable = sl_word_offset(sl_load_acquire(&p->durable));
+    out->spilled = sl_word_offset(sl_load_acquire(&p->spilled));
+    out->last_stable = sl_word_offset(sl_load_acquire(&p->last_stable));
+    out->high_watermark = sl_word_offset(sl_load_acquire(&p->high_watermark));
+    for (int turn = 0; turn < 1000; turn++) {
+        uint64_t c = sl_load_acquire(&p->cur), n = sl_cur_number(c);
+        if (n == 0) { out->end = out->spilled; break; }
+        uint32_t buffer = sl_log_buffer(p, n);
+        sl_map *m;
+        if (!buffer || sl_map_get(cluster, buffer, 0, &m) < 0) { sl_pause(); continue; }
+        if (row) sl_store_sc(&row->hazard[0], sl_pin_make(block, n)); /* SYNC attach_hazard; without a row (tools) only the second look below protects us */
+        uint32_t end_rel = 0;
+        int sealed, ok = 0;
+        uint64_t base = 0;
+        if (sl_load_sc(&p->cur) == c && m->segment->number == n) {
+            base = sl_load_acquire(&m->segment->base);
+            ok = sl_segment_end(m, n, &end_rel, &sealed) >= 0 && sl_word_tag(base) == (n & 0xffff) && sl_word_offset(base) != SL_BASE_UNSET;
+        }
+        if (row) sl_store_release(&row->hazard[0], 0);
+        sl_map_put(cluster, m);
+        if (!row && sl_load_sc(&p->cur) != c) continue;
+        if (!ok) { if (sl_load_sc(&p->cur) == c) return SL_E_DAMAGED; continue; }
+        out->end = sl_word_offset(base) + end_rel;
+        break;
+    }
+    if (!(sl_load_relaxed(&p->flags) & SL_PF_REPLICATED)) { /* with one replica the end of the log is committed at once */
+        out->high_watermark = out->last_stable = out->end;
+    }
+    return SL_OK;
+}
+
+/* Sleeps until *word's offset reaches `offset`; the broker wakes waits.commit. Waiters sleep, they do not spin: on few cores they would starve the broker. */
+static int wait_word(sl_cluster *cluster, uint32_t row_index, uint32_t block, const uint8_t topic_id[16], int which, uint64_t offset, int64_t deadline_ns) {
+    sl_partition *p = sl_cluster_partition(cluster, block);
+    sl_waits *waits = sl_cluster_waits(cluster, block);
+    sl_row *row = sl_cluster_row(cluster, row_index);
+    if (!p || !waits || !row) return SL_E_INVALID;
+    uint64_t *word = word_of(p, which);
+    for (;;) {
+        if (sl_word_offset(sl_load_acquire(word)) >= offset) return SL_OK;
+        if (sl_load_acquire(&p->state) != SL_PARTITION_LIVE || memcmp(p->topic_id, topic_id, 16)) return SL_E_DELETED;
+        if (sl_load_acquire(&sl_cluster_control(cluster)->cluster_state) == SL_CLUSTER_DOWN) return SL_E_GONE;
+        if (deadline_ns <= sl_monotonic_ns()) {
+            uint32_t storage = sl_load_acquire(&p->storage_state);
+            return storage == SL_STORAGE_DISK_FULL ? SL_E_DISK_FULL : storage == SL_STORAGE_DISK_ERROR ? SL_E_IO : SL_E_TIMEOUT;
+        }
+        if (which == SL_WORD_DURABLE && !sl_load_acquire(&p->sync_wanted)) sl_store_sc(&p->sync_wanted, 1);
+        sl_bell_ring(cluster, sl_load_relaxed(&p->bell_process));
+        uint32_t seen = sl_sleep_begin(row, SL_SLEEPS_FUTEX);
+        sl_bits_set(waits->commit, row_index);
+        int rc = SL_OK;
+        if (sl_word_offset(sl_load_sc(word)) < offset) rc = sl_futex_wait(&row->wake, seen, deadline_ns);
+        sl_bits_clear(waits->commit, row_index);
+        sl_sleep_end(row);
+        if (rc < 0 && rc != SL_E_TIMEOUT) return rc;
+    }
+}
+
+int sl_wait_durable(sl_cluster *cluster, uint32_t row, uint32_t block, const uint8_t topic_id[16], uint64_t offset, int64_t deadline_ns) {
+    return wait_word(cluster, row, block, topic_id, SL_WORD_DURABLE, offset, deadline_ns);
+}
+
+int sl_wait_committed(sl_cluster *cluster, uint32_t row, uint32_t block, const uint8_t topic_id[16], uint64_t offset, int64_t deadline_ns) {
+    sl_partition *p = sl_cluster_partition(cluster, block);
+    if (!p) return SL_E_INVALID;
+    if (!(sl_load_relaxed(&p->flags) & SL_PF_REPLICATED)) return SL_OK; /* appended is committed */
+    return wait_word(cluster, row, block, topic_id, SL_WORD_HIGH_WATERMARK, offset, deadline_ns);
+}
