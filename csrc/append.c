@@ -275,8 +275,10 @@ static int take_pin(sl_row *row, uint64_t pin, uint32_t *slot) {
     return SL_E_NO_SLOT;
 }
 
-int sl_loan_take(sl_appender *a, const sl_record *record, int64_t deadline_ns, sl_loan *loan, sl_append_result *result) {
+int sl_loan_take(sl_appender *a, const sl_record *wanted, int64_t deadline_ns, sl_loan *loan, sl_append_result *result) {
     sl_hold *s = &a->hold;
+    sl_record lent = *wanted, *record = &lent;
+    lent.flags |= SL_RECORD_LOAN;
     uint32_t value_position;
     int64_t frame_bytes = sl_frame_measure(record, &value_position);
     if (frame_bytes < 0) return (int)frame_bytes;
@@ -323,6 +325,7 @@ int sl_loan_publish(sl_appender *a, sl_loan *loan, const sl_record *record, int6
     if (!loan->value) return SL_E_INVALID;
     sl_record r = *record;
     r.value = loan->value;
+    r.flags |= SL_RECORD_LOAN;
     uint32_t value_position;
     int64_t frame_bytes = sl_frame_measure(&r, &value_position);
     if (frame_bytes < 0) return (int)frame_bytes;

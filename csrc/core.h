@@ -245,7 +245,8 @@ int64_t sl_batch_build(uint8_t *to, size_t capacity, const sl_record *records, s
 typedef struct sl_file sl_file;   /* one <base>-<epoch>.log being written, with its .cells; used by one spill thread */
 int sl_file_create(const char *dir, uint64_t base_offset, uint32_t leader_epoch, uint32_t partition, const uint8_t topic_id[16],
                    const uint8_t cluster_id[16], sl_file **out);
-/* Appends frames in log order. Each piece: a validated private copy of one frame, or contiguous frames (iov-like). Handles short writes; on ENOSPC/EIO nothing of
+/* Appends frames in log order. Each piece: a validated private copy of one frame; frames at multiples of 64 that follow each other in memory as they
+ * will in the file are written as one run, with the (zero) padding between them. Handles short writes; on ENOSPC/EIO nothing of
  * the call counts (the file is cut back) and SL_E_DISK_FULL / SL_E_IO is returned. */
 typedef struct sl_file_piece { const uint8_t *frame; uint32_t frame_bytes; uint32_t rel; uint32_t crc32c; uint16_t count; uint8_t type; uint8_t flags; } sl_file_piece;
 int sl_file_append(sl_file *file, const sl_file_piece *pieces, size_t n, uint64_t end_offset);
@@ -264,6 +265,11 @@ int sl_file_inspect(const char *dir, const char *log_name, sl_file_facts *out);
 /* Walks a whole .log checking every frame and its cell: calls nothing; fills up to max_problems. Returns the number of frames, *problems how many problems. */
 typedef struct sl_file_problem { uint64_t position; int64_t offset; int32_t code; char what[100]; } sl_file_problem;
 int64_t sl_file_verify(const char *dir, const char *log_name, sl_file_problem *problems_out, size_t max_problems, size_t *problems);
+
+typedef struct sl_file_entry { uint64_t base_offset; uint64_t until; uint32_t leader_epoch; char name[44]; } sl_file_entry;
+/* The files of a directory that count, by base offset; `until` is where the next one takes over (UINT64_MAX: none yet). Of overlapping files the higher
+ * leader epoch wins from its base on; files hidden altogether are left out. Returns how many there are (fills up to max), SL_E_NOENT no directory. */
+int64_t sl_file_list(const char *dir, sl_file_entry *out, size_t max);
 
 /* ---- the broker's C threads (spill.c) ---- */
 typedef struct sl_broker sl_broker;
@@ -375,10 +381,6 @@ int64_t sl_frame_max_timestamp_ns(const uint8_t *frame);   /* of a checked frame
 
 /* file.c, for readers: one file that may still be written. One thread. No mmap: EIO and short files are codes, never SIGBUS.
  * `end_offset` bounds every call: the partition's `spilled` word for a live file (what lies beyond may still be cut back), UINT64_MAX for a closed one. */
-typedef struct sl_file_entry { uint64_t base_offset; uint64_t until; uint32_t leader_epoch; char name[44]; } sl_file_entry;
-/* The files of a directory that count, by base offset; `until` is where the next one takes over (UINT64_MAX: none yet). Of overlapping files the higher
- * leader epoch wins from its base on; files hidden altogether are left out. Returns how many there are (fills up to max), SL_E_NOENT no directory. */
-int64_t sl_file_list(const char *dir, sl_file_entry *out, size_t max);
 /* The one that holds `offset`: SL_E_NOENT no files, SL_E_RANGE below the first (then *out is the first). Look again at the end of a file. */
 int sl_file_find(const char *dir, uint64_t offset, sl_file_entry *out);
 typedef struct sl_file_reader sl_file_reader;

@@ -214,7 +214,7 @@ static sl_file_cell cell_of_frame(const uint8_t *frame, uint32_t frame_bytes, ui
         .rel = (uint32_t)rel,
         .unit = (uint32_t)(position / SL_UNIT_BYTES),
         .crc32c = sl_crc32c(0, frame, frame_bytes),
-        .count = rows <= UINT16_MAX ? (uint16_t)rows : 0,
+        .count = rows <= SL_CELL_MAX_COUNT ? (uint16_t)rows : 0, /* as in memory */
         .type = (flags & SL_FF_KIND_MASK) == SL_FF_CONTROL ? SL_CELL_CONTROL : SL_CELL_DATA,
     };
 }
@@ -336,8 +336,9 @@ static int write_frames(sl_file *file, const sl_file_piece *pieces, size_t n, ui
         if (last && (const uint8_t *)last->iov_base + last->iov_len == pieces[i].frame) last->iov_len += pieces[i].frame_bytes;
         else file->iov[used++] = (struct iovec){(void *)(uintptr_t)pieces[i].frame, pieces[i].frame_bytes};
         bytes += pieces[i].frame_bytes + padding;
-        /* Where the next frame stands at its place behind this one, the padding between them is memory of the caller's run of frames. */
-        if (padding && i + 1 < n && pieces[i + 1].frame == pieces[i].frame + pieces[i].frame_bytes + padding) file->iov[used - 1].iov_len += padding;
+        /* An aligned frame with the next at its place behind it is a run of the caller's, padding included. */
+        if (padding && i + 1 < n && ((uintptr_t)pieces[i].frame & 63) == 0 && pieces[i + 1].frame == pieces[i].frame + pieces[i].frame_bytes + padding)
+            file->iov[used - 1].iov_len += padding;
         else if (padding) file->iov[used++] = (struct iovec){(void *)(uintptr_t)zeros, padding};
         if (used + 2 > WRITE_PIECES || i + 1 == n) {
             int code = write_pieces(file->log_fd, file->iov, used, *position);
@@ -611,6 +612,17 @@ static int recovery_start(recovery *r) {
     return SL_OK;
 }
 
+/* Whether the offset in cell j is to be believed: its page has a right footer, or what follows says the same. The frame cannot tell. */
+static int recovery_offset_proved(recovery *r, uint64_t j, uint64_t end) {
+    sl_file_cell_footer footer;
+    sl_file_cell next;
+    int code = window_footer(&r->cells, j / SL_CELLS_PER_PAGE, &footer);
+    if (code != 0) return code;
+    if (j + 1 == r->mark.cells) return r->mark.end_offset - r->header.base_offset == end;
+    code = window_cell(&r->cells, j + 1, &next);
+    return code > 0 ? next.rel == end : code;
+}
+
 /* The frame here is damaged, and below the mark: keeps the cells up to the next frame that is right. 1 went on, 0 cannot, or a code. */
 static int recovery_skip(recovery *r) {
     sl_file_cell cell, next;
@@ -634,6 +646,8 @@ static int recovery_skip(recovery *r) {
             code = scan_frame(&r->log, position, &frame, &frame_bytes);
             if (code == SL_E_CORRUPT || (code == SL_OK && sl_crc32c(0, frame, frame_bytes) != next.crc32c)) continue;
             if (code != SL_OK) return code;
+            if ((code = recovery_offset_proved(r, j, rel + sl_frame_rows(frame))) < 0) return code;
+            if (!code) continue;
         }
         while (r->index < j) {
             if ((code = window_cell(&r->cells, r->index, &cell)) <= 0) return code;
@@ -1258,7 +1272,7 @@ int64_t sl_file_reader_fill(sl_file_reader *r, uint64_t index, uint64_t end_offs
         }
         int right = sl_frame_check(frame, left, verify_crc) == SL_OK;
         uint32_t rows = right ? sl_frame_rows(frame) : 0;
-        right = right && (cells[i].count ? cells[i].count == rows : rows > UINT16_MAX);
+        right = right && (cells[i].count == 0 || cells[i].count == rows);
         right = right && (!verify_crc || sl_crc32c(0, frame, frame_bytes) == cells[i].crc32c);
         if (right && i + 1 < n && !compacted(r)) { /* a next cell that does not follow is damaged, or this one is: end the run before it */
             uint64_t next = align64((uint64_t)cells[i].unit * SL_UNIT_BYTES + frame_bytes) / SL_UNIT_BYTES;
@@ -1382,7 +1396,8 @@ int64_t sl_file_verify(const char *dir, const char *log_name, sl_file_problem *p
             made = cell_of_frame(frame, frame_bytes, rel, position);
             if (there && made.crc32c != cell.crc32c && cell.unit == made.unit && !covers_itself(frame)) {
                 complain(&p, position, base + rel, SL_E_CORRUPT, "payload does not match the checksum in its cell");
-            } else if (there && (made.rel != cell.rel || made.unit != cell.unit || made.count != cell.count || made.type != cell.type
+            } else if (there && (made.rel != cell.rel || made.unit != cell.unit
+                                 || (cell.count && cell.count != sl_frame_rows(frame)) || made.type != cell.type
                                  || made.crc32c != cell.crc32c)) {
                 complain(&p, position, base + rel, SL_E_DAMAGED, "cell %llu does not match its frame", (unsigned long long)index);
             }

@@ -254,7 +254,7 @@ static int publish(sl_cluster *cluster, uint32_t block, sl_partition *p, sl_map 
         seg->number = n;
         seg->leader_epoch = sl_load_acquire(&p->leader_epoch);
         sl_store_relaxed(&seg->base, sl_word_make((uint32_t)n, SL_BASE_UNSET));
-        seg->state = SL_SEGMENT_LIVE;
+        sl_store_relaxed(&seg->state, SL_SEGMENT_LIVE);
         SL_FAILPOINT(recycle_publish);
         if (sl_cas_sc(slot, &d, sl_dir_make(sl_dir_epoch(d), 0, n, m->buffer))) { /* SYNC recycle_publish: releases the reset; pairs with sl_log_buffer() */
             sl_store_release(&seg->claimer, 0);

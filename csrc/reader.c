@@ -308,10 +308,13 @@ static int64_t show_memory_frame(sl_reader *r, const uint8_t *frame, uint64_t ro
     return shown;
 }
 
-/* Shows rows of a checked frame in private memory. */
-static int64_t show_private_frame(const uint8_t *frame, uint64_t frame_bytes, uint64_t offset, uint32_t from_row, uint32_t leader_epoch, budget *b) {
-    int64_t n = sl_frame_views(frame, frame_bytes, (int64_t)offset, from_row, b->views + b->used, b->max - b->used);
+/* Shows records of a checked frame in private memory, from *position on, and moves *position: behind the last one shown, or behind the frame when it has no
+ * more (a batch of a compacted Kafka log has gaps). Returns how many; 0 with *position unmoved: the budget is used up. */
+static int64_t show_private_frame(const uint8_t *frame, uint64_t frame_bytes, uint64_t offset, uint32_t count, uint32_t leader_epoch, uint64_t *position, budget *b) {
+    if (b->used == b->max) return 0;
+    int64_t n = sl_frame_views(frame, frame_bytes, (int64_t)offset, (uint32_t)(*position - offset), b->views + b->used, b->max - b->used);
     if (n < 0) return n;
+    if (n == 0) *position = offset + count;
     int64_t kept = 0;
     for (; kept < n; kept++) {
         sl_view *v = &b->views[b->used];
@@ -320,6 +323,7 @@ static int64_t show_private_frame(const uint8_t *frame, uint64_t frame_bytes, ui
         v->leader_epoch = leader_epoch;
         b->bytes += bytes;
         b->used++;
+        *position = (uint64_t)v->offset + 1;
     }
     return kept;
 }
@@ -379,12 +383,12 @@ static int64_t poll_memory(sl_reader *r, budget *b) {
             uint32_t copied;
             memcpy(&copied, r->buffer->bytes, 4);
             if (copied != bytes || sl_frame_check(r->buffer->bytes, bytes, b->verify_crc) < 0 || sl_frame_rows(r->buffer->bytes) != count) return SL_E_CORRUPT;
-            shown = show_private_frame(r->buffer->bytes, bytes, offset, from_row, r->map->segment->leader_epoch, b);
+            shown = show_private_frame(r->buffer->bytes, bytes, offset, count, r->map->segment->leader_epoch, &r->position, b);
             if (shown < 0) return shown;
+            if (r->position >= offset + count) { r->index++; r->rel += count; }
+            if (shown == 0) continue; /* only gaps were left of it */
             r->from_memory = 0;
             unpin(r);
-            r->position += (uint64_t)shown;
-            if (r->position == offset + count) { r->index++; r->rel += count; }
             return (int64_t)b->used;
         }
         r->position += (uint64_t)shown;
@@ -416,11 +420,10 @@ static int64_t poll_file(sl_reader *r, uint64_t end, budget *b) {
                 r->cell_at++;
                 continue;
             }
-            int64_t shown = show_private_frame(frame, bytes, offset, (uint32_t)(r->position - offset), h->leader_epoch, b);
+            uint64_t before = r->position;
+            int64_t shown = show_private_frame(frame, bytes, offset, count, h->leader_epoch, &r->position, b);
             if (shown < 0) return b->used ? (int64_t)b->used : shown;
-            if (shown == 0) return (int64_t)b->used;
-            r->position += (uint64_t)shown;
-            if (r->position < offset + count) return (int64_t)b->used;
+            if (r->position < offset + count || r->position == before) return (int64_t)b->used;
             r->cell_at++;
         }
         if (b->used) return (int64_t)b->used; /* the buffer is shown; the next fill would overwrite it */
