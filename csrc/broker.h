@@ -51,8 +51,10 @@ typedef struct sl_bp {       /* a partition of this broker */
     int64_t unsynced_ns;     /* first byte written since the last sync; 0 none */
     int64_t retry_ns;        /* not before */
     int64_t checked_disk_ns;
-    uint64_t unchecked_bytes;
+    uint64_t unchecked_bytes, disk_headroom; /* written since; free above the reserve, when it was checked last */
     uint64_t rewrite_to;     /* a sync failed: the new file replaces all up to here; 0 no rewrite under way */
+    uint64_t failed_base;    /* the file whose sync failed ... */
+    sl_file_reader *failed_reader; /* ... while it is read back */
     int roll_asked, rolling; /* rolling: paused until the sync thread has synced and closed the file */
     int sync_asked, sync_now, sync_failed;
     int writing, syncing;    /* a thread works on the file without the lock: nobody may free the partition or close the file */
@@ -73,6 +75,9 @@ typedef struct sl_bp {       /* a partition of this broker */
     uint64_t shrink_to;      /* sealing through to this number */
     uint32_t ring_state; uint64_t ring_needed, ring_free;
     int64_t ring_retry_ns;
+    int64_t said_full_ns;    /* when a full /dev/shm or budget was last news ... */
+    int said_full;           /* ... and has not been taken back */
+    int64_t full_ns;         /* since when nothing is to be had; 0 it is not so */
     int64_t refused_ns;      /* when there was no room for a large frame */
     int64_t looked_ns;       /* at the states of its buffers */
 } sl_bp;

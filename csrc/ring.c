@@ -30,7 +30,8 @@
 #define POOL_NS INT64_C(1000000000)
 #define LIFE_WANTED_NS INT64_C(30000000)   /* a segment should last this long */
 #define SEGMENT_SOFT_MAX (16u << 20)       /* doubling ends here: larger ones only for larger frames */
-#define REFUSED_NS INT64_C(100000000)      /* how long a refusal of a large frame is to be seen: its producer looks again each 20 ms */
+#define REFUSED_NS INT64_C(1000000000)     /* how long a refusal of a large frame is to be seen: its producer looks when its deadline has come */
+#define FULL_NS INT64_C(20000000)          /* memory that a dead process holds, or a reader, is often free again by then */
 #define BEHIND_SEGMENTS 2u                 /* spilled segments kept behind the active one for readers */
 #define RING_SOFT_MAX (SL_DIR_SLOTS - 3u)  /* claims in flight need slots too */
 #define MEMORY_TOPIC_BYTES (64u << 20)     /* how much history a memory-only topic keeps that names no size */
@@ -118,6 +119,14 @@ static uint64_t segment_for_frame(uint64_t frame_bytes) {
 
 static int fits(const sl_map *map, uint64_t frame_bytes) { return (uint64_t)map->arena_units * SL_UNIT_BYTES >= frame_bytes; }
 
+/* How much history a memory-only topic keeps: what it was given, or a little. Of a topic with files memory keeps none on purpose. */
+static uint64_t history(const sl_broker *b, const sl_bp *p) {
+    uint64_t named, limit = share(b, p);
+    if (p->dir) return 0;
+    if (!memory_bytes_named(b, p, &named)) named = MEMORY_TOPIC_BYTES;
+    return named < limit ? named : limit;
+}
+
 static uint64_t size_wanted(const sl_broker *b, const sl_bp *p) {
     uint64_t size = p->segment_bytes, limit = share(b, p) / 4;
     while (size > SL_SEGMENT_MIN_BYTES && size > limit) size /= 2;
@@ -153,17 +162,18 @@ static int ring_state(sl_broker *b, sl_bp *p, uint32_t state, uint64_t needed, u
     return 1;
 }
 
-/* A fresh buffer. SL_E_SHM_FULL with the numbers when budget or /dev/shm does not give it. */
-static int make(sl_broker *b, uint64_t bytes, sl_buffer *out, uint64_t *free_bytes) {
+/* A fresh buffer. SL_E_SHM_FULL with the numbers when budget or /dev/shm does not give it. needed: whatever the budget says, because without it a
+ * partition that takes up the budget could not be opened, or not let go of it. */
+static int make(sl_broker *b, uint64_t bytes, int needed, sl_buffer *out, uint64_t *free_bytes) {
     uint64_t all = budget(b), reserve;
     *free_bytes = all > b->total_bytes ? all - b->total_bytes : 0;
     while (*free_bytes < bytes && b->pool.n) { /* the coldest of the pool goes first */
         destroy(b, NULL, list_take(&b->pool, 0));
         *free_bytes = all > b->total_bytes ? all - b->total_bytes : 0;
     }
-    if (*free_bytes < bytes) return SL_E_SHM_FULL;
+    if (*free_bytes < bytes && !needed) return SL_E_SHM_FULL;
     *free_bytes = shm_free(&reserve);
-    if (*free_bytes < bytes + reserve) return SL_E_SHM_FULL;
+    if (*free_bytes < bytes + (needed ? 0 : reserve)) return SL_E_SHM_FULL;
     int64_t id = sl_segment_make(b->cluster, bytes);
     if (id < 0) return (int)id;
     SL_FAILPOINT(ring_made);
@@ -274,10 +284,8 @@ static int from_pool(sl_broker *b, uint64_t least, uint64_t most, sl_buffer *out
 
 /* 1 *out is a FREE buffer of at least `least` bytes; 0 there is none to be had (numbers for the error in p->ring_*). */
 static int obtain(sl_broker *b, sl_bp *p, uint64_t size, uint64_t least, uint32_t ready, sl_buffer *out, int64_t now) {
-    uint64_t limit = share(b, p), named, keep_bytes = 0;
+    uint64_t limit = share(b, p), keep_bytes = history(b, p);
     uint32_t keep = 1 + ready + BEHIND_SEGMENTS;
-    if (!p->dir) keep_bytes = memory_bytes_named(b, p, &named) ? named : MEMORY_TOPIC_BYTES;
-    if (keep_bytes > limit) keep_bytes = limit;
     int over = p->ring_bytes + size > limit || p->ring.n >= RING_SOFT_MAX;
     /* Reuse the oldest, once there are enough. */
     while ((p->ring.n > keep && p->ring_bytes + size > keep_bytes) || over) {
@@ -294,9 +302,7 @@ static int obtain(sl_broker *b, sl_bp *p, uint64_t size, uint64_t least, uint32_
         for (uint64_t s = size; s >= least; s = s / 2 >= least || s == least ? s / 2 : least) {
             if (p->ring_bytes + s > limit && !(p->ring.n <= 4 && s == least)) continue; /* a short ring may have one more that fits, if the budget has it */
             if (from_pool(b, s, 2 * s, out)) return 1;
-            int rc = make(b, s, out, &free_bytes);
-            if (rc == SL_OK) return 1;
-            if (rc != SL_E_SHM_FULL) break;
+            if (make(b, s, 0, out, &free_bytes) == SL_OK) return 1; /* else smaller: whatever the reason, a limit on object sizes included */
         }
     }
     /* Nothing new to be had: whatever can be reused. */
@@ -402,7 +408,7 @@ static int64_t shrink(sl_broker *b, sl_bp *p, ring_facts *f, int64_t now) {
     int small = f->active && f->active->bytes == SL_SEGMENT_MIN_BYTES;
     if (!p->shrink_to && (f->ready || !small)) {
         uint64_t free_bytes;
-        int got = from_pool(b, SL_SEGMENT_MIN_BYTES, SL_SEGMENT_MIN_BYTES, &item) || make(b, SL_SEGMENT_MIN_BYTES, &item, &free_bytes) == SL_OK;
+        int got = from_pool(b, SL_SEGMENT_MIN_BYTES, SL_SEGMENT_MIN_BYTES, &item) || make(b, SL_SEGMENT_MIN_BYTES, 1, &item, &free_bytes) == SL_OK;
         if (got && publish(b, p, item) == SL_OK) p->shrink_to = f->cur + f->ready + 1;
         else if (f->ready) p->shrink_to = f->cur + 1; /* not even for so little is there memory: let go of one, then again */
         else return now + SL_RETRY_NS;
@@ -456,7 +462,8 @@ int64_t sl_ring_care(sl_broker *b, sl_bp *p, int64_t now) {
         int64_t life = (now - p->rotated_ns) / (int64_t)(turns ? turns : 1);
         p->life_ns = p->life_ns ? (p->life_ns + life) / 2 : life;
         p->rotated_ns = now;
-        if (p->life_ns < LIFE_WANTED_NS && p->segment_bytes < SEGMENT_SOFT_MAX && p->segment_bytes * 2 <= share(b, p) / 8) p->segment_bytes *= 2;
+        uint64_t most = (p->dir ? share(b, p) : history(b, p)) / 8;
+        if (p->life_ns < LIFE_WANTED_NS && p->segment_bytes < SEGMENT_SOFT_MAX && p->segment_bytes * 2 <= most) p->segment_bytes *= 2;
     } else if (!p->rotated_ns) p->rotated_ns = now;
     p->seen_cur = cur;
     p->seen_fill = f.fill;
@@ -480,7 +487,10 @@ int64_t sl_ring_care(sl_broker *b, sl_bp *p, int64_t now) {
         uint64_t size = size_wanted(b, p);
         sl_buffer item;
         if (!obtain(b, p, size, least < size ? least : size, want, &item, now)) {
-            if (least > SL_SEGMENT_MIN_BYTES) {
+            /* Full. Are segments waiting for the disk (or for tethered readers), or is it memory that is missing? The first look does not know. */
+            if (!p->full_ns) p->full_ns = now;
+            int waiting = least <= share(b, p) && (p->ring.n > f.ready + 1 || now - p->full_ns < FULL_NS);
+            if (least > SL_SEGMENT_MIN_BYTES && !waiting) {
                 /* No room for so large a frame: its producer is told, and the others get what there is. It asks again for as long as it waits. */
                 if (need_large) {
                     p->refused_ns = now;
@@ -493,8 +503,6 @@ int64_t sl_ring_care(sl_broker *b, sl_bp *p, int64_t now) {
             }
             if (f.ready > 0 && !need_large) { p->ring_retry_ns = now + SL_TICK_NS * 4; break; }
             if ((sl_load_relaxed(&p->words->flags) & SL_PF_FULL_DROP) && p->dir && drop_oldest(b, p)) continue;
-            /* Full. Is it memory that is missing, or are all segments waiting for the disk (or for tethered readers)? */
-            int waiting = p->ring.n > f.ready + 1 && least <= share(b, p);
             ring_state(b, p, waiting ? SL_STORAGE_BEHIND : SL_STORAGE_SHM_FULL, p->ring_needed, p->ring_free);
             p->ring_retry_ns = now + SL_TICK_NS;
             break;
@@ -503,6 +511,7 @@ int64_t sl_ring_care(sl_broker *b, sl_bp *p, int64_t now) {
         if (rc < 0) break;
         published++;
         f.ready++;
+        p->full_ns = 0;
         if (fits(item.map, wanted)) need_large = 0;
     }
     if (f.ready > 0 && !need_large && p->ring_state != SL_STORAGE_OK && now - p->refused_ns > REFUSED_NS) ring_state(b, p, SL_STORAGE_OK, 0, 0);
@@ -516,7 +525,7 @@ int sl_ring_first(sl_broker *b, sl_bp *p, uint32_t *buffer) {
     sl_buffer item;
     uint64_t free_bytes = 0;
     if (!from_pool(b, SL_SEGMENT_MIN_BYTES, SL_SEGMENT_MIN_BYTES, &item)) {
-        int rc = make(b, SL_SEGMENT_MIN_BYTES, &item, &free_bytes);
+        int rc = make(b, SL_SEGMENT_MIN_BYTES, 1, &item, &free_bytes);
         if (rc < 0) return rc;
     }
     *buffer = item.id;

@@ -9,7 +9,8 @@
  * `durable` moves when fdatasync returned 0, for all that had been written when it was called (group commit). A failed fdatasync is never repeated on
  * the same file: the kernel may have dropped the pages and forgotten. What lies between durable and spilled is written anew, from memory, into
  * <dir>/rewrite/, synced there, and renamed into place in one step per name; its base is the durable offset, and of two files that hold an offset the
- * one with the higher base counts. What is no longer in memory becomes a LOST frame: a gap with a name, never silence.
+ * one with the higher base counts. What is no longer in memory is read back from the failed file where its CRCs still prove it, and becomes a LOST frame
+ * where they do not: a gap with a name, never silence.
  *
  * Words this process writes, and what is left when it is killed after each store (`->`: what the next broker does):
  *   hazard[0] of the spill row   a segment is kept -> sl_row_clean() after the death certificate
@@ -46,6 +47,7 @@
 #define BATCH_LOST 16u                    /* LOST frames in one batch */
 #define LOST_FRAME_BYTES (SL_FRAME_HEADER_BYTES + 8)
 #define BATCHES_PER_TURN 8                /* then the next partition has its turn */
+#define SAID_NS INT64_C(10000000000)
 #define DISK_CHECK_NS INT64_C(100000000)
 #define DISK_CHECK_BYTES (64u << 20)
 
@@ -72,8 +74,15 @@ void sl_storage_update(sl_broker *b, sl_bp *p) {
     uint32_t before = sl_load_relaxed(&w->storage_state);
     if (before == state) return;
     sl_store_release(&w->storage_state, state);
-    /* BEHIND comes and goes with every burst: it is a state, not an event. */
-    if (state != SL_STORAGE_BEHIND && !(state == SL_STORAGE_OK && before == SL_STORAGE_BEHIND))
+    /* BEHIND comes and goes with every burst, and a tight memory is full many times a second: states, but no news each time. */
+    int news = state != SL_STORAGE_BEHIND && !(state == SL_STORAGE_OK && before == SL_STORAGE_BEHIND);
+    if (news && (state == SL_STORAGE_SHM_FULL || before == SL_STORAGE_SHM_FULL)) {
+        int64_t now = sl_monotonic_ns();
+        news = state == SL_STORAGE_SHM_FULL ? !p->said_full_ns || now - p->said_full_ns > SAID_NS : p->said_full;
+        p->said_full = state == SL_STORAGE_SHM_FULL && (news || p->said_full);
+        if (p->said_full && news) p->said_full_ns = now;
+    }
+    if (news)
         sl_broker_say(b, SL_EVENT_STORAGE, p->block, (int)state, disk ? p->disk_errno : 0, p->next_offset, 0, "%s: needs %llu bytes, %llu are free",
                       state == SL_STORAGE_OK ? "storage works again" : state == SL_STORAGE_SHM_FULL ? "shared memory is full"
                       : state == SL_STORAGE_DISK_FULL ? "the disk is full" : "the disk failed",
@@ -153,6 +162,10 @@ static void seek(sl_broker *b, sl_bp *p, uint64_t offset) {
     p->cell = 0;
     p->seeking = 1;
     p->next_offset = offset;
+}
+
+static void file_name(char *to, size_t room, uint64_t base, uint32_t leader_epoch, const char *kind) {
+    snprintf(to, room, "%020llu-%u.%s", (unsigned long long)base, leader_epoch, kind);
 }
 
 /* ---- a batch ---- */
@@ -259,6 +272,39 @@ static int big_room(sl_broker *b, uint64_t bytes) {
     return b->big != NULL;
 }
 
+/* After a failed sync, for what is no longer in memory: the failed file may still have it, in the kernel's pages or on the disk. Every frame must prove
+ * itself by its own CRC and its cell's; what does not is lost. Adds pieces from t->end_offset on, at most to `to`. 1 some, 0 none: the rest is lost. */
+static int salvage(sl_broker *b, sl_bp *p, batch *t, uint64_t to) {
+    char name[64];
+    if (!p->rewrite_to) return 0;
+    file_name(name, sizeof name, p->failed_base, p->leader_epoch, "log");
+    if (!p->failed_reader && sl_file_reader_open(p->dir, name, &p->failed_reader) < 0) { p->failed_reader = NULL; return 0; }
+    int64_t index = sl_file_reader_find_offset(p->failed_reader, t->end_offset, to);
+    if (index < 0) return 0;
+    sl_file_cell cells[512];
+    uint64_t needed = 0;
+    uint8_t *from = b->raw;
+    int64_t n = sl_file_reader_fill(p->failed_reader, (uint64_t)index, to, 1, from, RAW_BYTES, cells, 512, &needed);
+    if (n == SL_E_TOO_BIG && big_room(b, needed))
+        n = sl_file_reader_fill(p->failed_reader, (uint64_t)index, to, 1, from = b->big, b->big_bytes, cells, 1, &needed);
+    if (n == SL_E_CORRUPT) { /* this one is lost; the next may be right */
+        sl_file_cell next;
+        uint64_t end = to;
+        if (sl_file_reader_cell(p->failed_reader, (uint64_t)index + 1, to, &next) == SL_OK) end = p->failed_base + next.rel;
+        if (end <= t->end_offset || end > to) return 0;
+        return add_lost(b, p, t, end, "their bytes in a file whose sync failed are damaged");
+    }
+    for (int64_t i = 0; i < n; i++) {
+        uint8_t *frame = from + (uint64_t)(cells[i].unit - cells[0].unit) * SL_UNIT_BYTES;
+        uint32_t frame_bytes, rows = sl_frame_rows(frame);
+        memcpy(&frame_bytes, frame, sizeof frame_bytes);
+        uint64_t offset = p->failed_base + cells[i].rel;
+        if (offset != t->end_offset || offset + rows > to) return i > 0;
+        add_piece(t, frame, frame_bytes, offset, rows, cells[i].type);
+    }
+    return n > 0;
+}
+
 /* Fills a batch from segment p->number, which is held. Returns < 0 only when memory is missing here. */
 static int gather(sl_broker *b, sl_bp *p, batch *t, uint64_t base) {
     const sl_map *map = p->map;
@@ -269,7 +315,11 @@ static int gather(sl_broker *b, sl_bp *p, batch *t, uint64_t base) {
     t->seeking = p->seeking;
     t->sealed = t->more = 0;
     t->cell = first;
-    if (t->end_offset < base && !add_lost(b, p, t, base, "they were in memory that is gone")) { t->more = 1; return SL_OK; }
+    if (t->end_offset < base) {
+        t->more = 1;
+        if (!salvage(b, p, t, base)) add_lost(b, p, t, base, "they were in memory that is gone");
+        return SL_OK;
+    }
 
     /* 1. Cells, each loaded once, as far as one span of the arena holds their frames. */
     for (uint32_t i = first; i < map->cell_count && n < BATCH_PIECES; i++) {
@@ -356,10 +406,6 @@ static void roll_now(sl_broker *b, sl_bp *p) {
 
 static int rewrite_dir(const sl_bp *p, char path[PATH_MAX]) { return snprintf(path, PATH_MAX, "%s/rewrite", p->dir) < PATH_MAX ? SL_OK : SL_E_INVALID; }
 
-static void file_name(char *to, size_t room, uint64_t base, uint32_t leader_epoch, const char *kind) {
-    snprintf(to, room, "%020llu-%u.%s", (unsigned long long)base, leader_epoch, kind);
-}
-
 static void remove_rewrite(const sl_bp *p, uint64_t base) {
     char dir[PATH_MAX], path[PATH_MAX + 80], name[64];
     if (rewrite_dir(p, dir) < 0) return;
@@ -418,8 +464,14 @@ static void disk_refused(sl_broker *b, sl_bp *p, int rc, uint64_t needed, int64_
     disk_state(b, p, full ? SL_STORAGE_DISK_FULL : SL_STORAGE_DISK_ERROR, saved, needed, disk_free(p));
 }
 
+static void close_salvage(sl_bp *p) {
+    if (p->failed_reader) sl_file_reader_close(p->failed_reader);
+    p->failed_reader = NULL;
+}
+
 static void begin_rewrite(sl_broker *b, sl_bp *p) {
     uint64_t to = p->rewrite_to > p->next_offset ? p->rewrite_to : p->next_offset;
+    if (!p->rewrite_to) p->failed_base = p->file_base; /* else it is the rewrite that failed, and the file behind it is still the same */
     if (p->file) sl_file_close(p->file);
     p->file = NULL;
     p->sync_failed = 0;
@@ -489,10 +541,11 @@ static int spill_batch(sl_broker *b, sl_bp *p, batch *t, int64_t now) {
             return 0; /* the batch is gathered again when the file is closed */
         }
         p->unchecked_bytes += t->bytes;
-        if (now - p->checked_disk_ns > DISK_CHECK_NS || p->unchecked_bytes > DISK_CHECK_BYTES) {
+        if (now - p->checked_disk_ns > DISK_CHECK_NS || p->unchecked_bytes > DISK_CHECK_BYTES || p->unchecked_bytes > p->disk_headroom / 4) {
             uint64_t free_bytes = disk_free(p), reserve = b->options.reserve_disk_bytes;
             p->checked_disk_ns = now;
             p->unchecked_bytes = 0;
+            p->disk_headroom = free_bytes > reserve ? free_bytes - reserve : 0;
             if (reserve == UINT64_MAX || free_bytes < reserve + t->bytes) {
                 sl_set_errno(ENOSPC);
                 disk_refused(b, p, SL_E_DISK_FULL, t->bytes, now);
@@ -557,6 +610,7 @@ static int spill_batch(sl_broker *b, sl_bp *p, batch *t, int64_t now) {
             return 0;
         }
         p->rewrite_to = 0;
+        close_salvage(p);
         p->sync_now = 1; /* synced already; the sync thread says so */
         sl_store_release(&p->words->file_base_offset, p->file_base);
     }
@@ -831,6 +885,7 @@ int sl_broker_stop(sl_broker *b, int64_t deadline_ns) {
 
 static void free_partition(sl_broker *b, sl_bp *p) {
     leave_segment(b, p);
+    close_salvage(p);
     if (p->file) sl_file_close(p->file);
     free(p->ring.items);
     free(p->dir);
@@ -902,8 +957,8 @@ int sl_broker_add(sl_broker *b, const sl_broker_partition *given) {
         p->seen_cur = sl_cur_number(sl_load_acquire(&words->cur));
         p->seen_offset = p->next_offset;
         p->rotated_ns = p->looked_ns = sl_monotonic_ns();
-        p->active_ns = p->looked_ns; /* what was adopted is let go after the usual idleness */
-        p->burst_ns = p->active_ns;
+        p->active_ns = p->looked_ns - 2 * SL_IDLE_TICK_NS; /* not active, but what was adopted is let go only after the usual idleness */
+        p->burst_ns = p->looked_ns;
         sl_store_relaxed(&words->storage_state, SL_STORAGE_OK);
         sl_store_relaxed(&words->storage_errno, 0);
         sl_store_relaxed(&words->sync_wanted, 1); /* waiters whose wish died with our predecessor */

@@ -1,0 +1,157 @@
+"""Making a partition's files right before it is taken over: after a kill, a power cut, or for the first time.
+
+Only the last file can have an uncertain end (a file is synced before its successor is made), so only its end is checked; older files are not
+opened but for one look at the two before it. With memory intact the file is cut at the `spilled` word: what lies beyond was never published,
+and the C threads write it again from memory. Without memory (a reboot) it is cut after the last frame that proves itself.
+
+Every step may be killed and repeated. The caller holds the directory's lock and the death certificate of any earlier broker.
+
+`log_start` is a small file of its own: where a trimmed log begins, and, when retention has removed every file, where it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import NamedTuple
+
+from shmlog._ffi import check, ffi, lib
+from shmlog.errors import CorruptRecordError, StorageError
+
+CHECKPOINT = "log_start"
+REWRITE = "rewrite"  # a file that replaces one whose fdatasync failed, while it is written (spill.c)
+NO_CUT = 2**64 - 1
+OVERLAPS_LOOKED_FOR = 2
+
+
+class Entry(NamedTuple):
+    """One file that counts; `until` is where the next one takes over (NO_CUT: none yet)."""
+
+    name: str
+    base_offset: int
+    until: int
+    leader_epoch: int
+
+
+class Recovered(NamedTuple):
+    log_start: int
+    end: int  # the log goes on here unless memory has more
+    cut_bytes: int  # what could not be kept of the last file
+    files: list[Entry]
+
+
+def list_files(directory: str) -> list[Entry]:
+    path = os.fsencode(directory)
+    count = check(lib.sl_file_list(path, ffi.NULL, 0), f"{directory} cannot be read")
+    entries = ffi.new("sl_file_entry[]", count + 8)
+    count = min(check(lib.sl_file_list(path, entries, count + 8), f"{directory} cannot be read"), count + 8)
+    return [Entry(ffi.string(e.name).decode(), e.base_offset, e.until, e.leader_epoch) for e in entries[0:count]]
+
+
+def inspect(directory: str, name: str) -> object:
+    """sl_file_facts of one file: from its headers and last cells, without a scan."""
+    facts = ffi.new("sl_file_facts *")
+    check(lib.sl_file_inspect(os.fsencode(directory), name.encode(), facts), f"{os.path.join(directory, name)} cannot be read")
+    return facts
+
+
+def recover(directory: str, spilled: int | None, topic_id: bytes = b"") -> Recovered:
+    """`spilled`: the shared word while memory is intact, None when it is gone. Makes the directory if there is none."""
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    _remove_remains(directory)
+    checkpoint = read_checkpoint(directory)
+    cut_bytes = 0
+    end = checkpoint
+    files = list_files(directory)
+    while files:
+        last = files[-1]
+        if topic_id:
+            _check_topic(directory, last.name, topic_id)
+        end, cut = _recover_file(directory, last.name, NO_CUT if spilled is None else spilled)
+        cut_bytes += cut
+        if end > last.base_offset:
+            break
+        # Nothing in it (its maker died, or all was cut): it only stands in the way of a successor with this base.
+        if len(files) == 1 and end > checkpoint:
+            write_checkpoint(directory, end)  # else only its name knew where the log goes on
+        _remove_file(directory, last.name)
+        files.pop()
+        if files and files[-1].until == last.base_offset:
+            files[-1] = files[-1]._replace(until=NO_CUT)
+        # The one before was synced whole before this one was made, so it ends where this one began.
+    for entry in files[-1 - OVERLAPS_LOOKED_FOR : -1]:
+        # The tail of a file whose fdatasync failed was written again into the next one; cut it, so that nobody takes it for damage.
+        facts = inspect(directory, entry.name)
+        if facts.end_offset > entry.until:  # type: ignore[attr-defined]
+            _recover_file(directory, entry.name, entry.until)
+    end = max(end, checkpoint)
+    start = max(checkpoint, files[0].base_offset if files else end)
+    return Recovered(start, end, cut_bytes, files)
+
+
+def _recover_file(directory: str, name: str, cut_offset: int) -> tuple[int, int]:
+    cut = ffi.new("uint64_t *")
+    path = os.path.join(directory, name)
+    code = lib.sl_file_recover(os.fsencode(directory), name.encode(), cut_offset, cut)
+    return check(code, f"{path} cannot be recovered: {ffi.string(lib.sl_strerror(code)).decode()}" if code < 0 else None), cut[0]
+
+
+def _check_topic(directory: str, name: str, topic_id: bytes) -> None:
+    facts = ffi.new("sl_file_facts *")
+    code = lib.sl_file_inspect(os.fsencode(directory), name.encode(), facts)
+    if code == lib.SL_OK and bytes(facts.topic_id) != topic_id:
+        raise CorruptRecordError(f"{os.path.join(directory, name)} belongs to topic {bytes(facts.topic_id).hex()}, not to {topic_id.hex()}")
+
+
+def _remove_remains(directory: str) -> None:
+    """What a killed broker left half done: a rewrite, and cells whose .log never came (a cell table alone says nothing)."""
+    shutil.rmtree(os.path.join(directory, REWRITE), ignore_errors=True)
+    names = set(os.listdir(directory))
+    for name in names:
+        if name.endswith(".tmp") or (name.endswith(".cells") and name[:-6] + ".log" not in names):
+            os.unlink(os.path.join(directory, name))
+
+
+def _remove_file(directory: str, name: str) -> None:
+    """The .log last: it is what names both. Either may be gone already."""
+    for suffix in (".cells", ".log"):
+        try:
+            os.unlink(os.path.join(directory, name.removesuffix(".log") + suffix))
+        except FileNotFoundError:
+            pass
+
+
+def remove_files(directory: str, names: tuple[str, ...]) -> None:
+    """Retention. The log start beyond them is in force and written down."""
+    for name in names:
+        _remove_file(directory, name)
+
+
+def read_checkpoint(directory: str) -> int:
+    path = os.path.join(directory, CHECKPOINT)
+    try:
+        with open(path, "rb") as file:
+            offset = json.loads(file.read())["log_start"]
+    except FileNotFoundError:
+        return 0
+    except (ValueError, KeyError, TypeError):
+        raise StorageError(f"{path} is damaged", path=path, hint="remove it: the log then begins with its oldest file") from None
+    return int(offset)
+
+
+def write_checkpoint(directory: str, log_start: int) -> None:
+    """Replaces the file in one step; on disk when this returns."""
+    path = os.path.join(directory, CHECKPOINT)
+    fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, json.dumps({"log_start": log_start}).encode())
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+    os.replace(path + ".tmp", path)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
