@@ -17,13 +17,14 @@
 
 #define CHUNK_MIN_UNITS 16u     /* 1 KiB */
 #define CHUNK_MAX_UNITS 4096u   /* 256 KiB */
+#define RAISE_AFTER_NS INT64_C(50000000)
 #define WAIT_SLICE_NS INT64_C(20000000) /* a waiter for room looks again this often even if nobody wakes it (a waker may be stopped) */
 
 struct sl_appender {
     sl_hold hold;
     uint64_t chunk_number;              /* the segment the chunk belongs to */
     uint32_t chunk_unit, chunk_end;     /* arena units left: [chunk_unit, chunk_end) */
-    uint32_t displacements;             /* how often in a row a SEAL displaced a big frame of ours (flaw F9) */
+    int64_t no_room_ns;                 /* shmlog.full=raise: since when there was none; 0 there was */
 };
 
 int sl_appender_open(sl_cluster *cluster, uint32_t row, uint32_t block, const uint8_t topic_id[16], sl_appender **out) {
@@ -106,7 +107,14 @@ static int wait_for_room(sl_appender *a, int64_t deadline_ns, sl_append_result *
     sl_bell_ring(s->cluster, sl_load_relaxed(&s->p->bell_process));
     uint32_t flags = sl_load_relaxed(&s->p->flags);
     int64_t now = sl_monotonic_ns();
-    if ((flags & SL_PF_FULL_RAISE) && sl_load_acquire(&s->p->storage_state) != SL_STORAGE_OK) { storage_error(s, result); return SL_E_RING_FULL; }
+    if (flags & SL_PF_FULL_RAISE) { /* an elastic ring needs a moment to grow: full is what the broker says is full, or what stays so */
+        if (a->no_room_ns == 0) a->no_room_ns = now;
+        if (sl_load_acquire(&s->p->storage_state) != SL_STORAGE_OK || now - a->no_room_ns > RAISE_AFTER_NS) {
+            a->no_room_ns = 0;
+            storage_error(s, result);
+            return SL_E_RING_FULL;
+        }
+    }
     if (deadline_ns <= now) return storage_error(s, result);
     sl_fetch_add_relaxed(&s->p->room_waits, 1);
     uint32_t seen = sl_sleep_begin(s->row, SL_SLEEPS_FUTEX);
@@ -225,6 +233,7 @@ int sl_append(sl_appender *a, const sl_record *record, int64_t expected_offset, 
         int big = units > s->map->arena_units / 8;
         int done = take_room(a, units, &unit);
         if (sl_likely(done)) {
+            a->no_room_ns = 0;
             SL_FAILPOINT(payload_write);
             sl_frame_build(s->map->arena + (uint64_t)unit * SL_UNIT_BYTES, record, timestamp_ns, 1, (flags & SL_PF_CRC_ALWAYS) != 0);
             done = publish(s, SL_CELL_DATA, count, unit, expected_offset, &offset);

@@ -227,7 +227,7 @@ int64_t sl_segment_make(sl_cluster *c, uint64_t bytes) {
     rc = sl_object_format(s, bytes, SL_KIND_SEGMENT, id, c->control->header.cluster_id, c->control->header.owner_lock);
     if (rc == SL_OK) {
         sl_segment_geometry(bytes, &s->cell_count, &s->arena_position, &s->arena_units); /* for dump; nobody computes with these */
-        s->state = SL_SEGMENT_FREE;
+        s->claim = sl_claim_make(SL_SEGMENT_FREE, 0, UINT32_MAX, 0);
         sl_object_ready(s);
     }
     munmap(p, SL_SEGMENT_HEADER_BYTES);

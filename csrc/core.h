@@ -152,7 +152,8 @@ int sl_log_ready(sl_cluster *cluster, uint32_t block);
 #define SL_WORD_DURABLE 3
 #define SL_WORD_LOG_START 4
 int sl_log_advance(sl_cluster *cluster, uint32_t block, int which, uint32_t leader_epoch, uint64_t offset);
-/* After the death certificate of the row's process only: taints what its words name, frees its claims, clears it. The coordinator. */
+/* After the death certificate of the row's process only: taints what its words name, lets go of its tethers, clears it. The coordinator. Returns how many
+ * words must stay for now: call again after a second, then none. */
 int sl_row_clean(sl_cluster *cluster, uint32_t row);
 /* Wakes every sleeper of a partition (block), or of all (block = UINT32_MAX): death of a producer, change of leader, shutdown. */
 void sl_wake_all(sl_cluster *cluster, uint32_t block);
@@ -186,7 +187,7 @@ int sl_reader_seek(sl_reader *reader, uint64_t offset);
 uint64_t sl_reader_position(sl_reader *reader);
 /* Up to max_views records of up to about max_bytes (at least one record). Returns how many (0: at the end), or SL_E_RANGE (position below log start or beyond
  * the end), SL_E_CORRUPT (reader->position names it; seek past it), SL_E_DELETED, SL_E_IO. Views are valid until the next poll, seek, done or close, unless
- * leased. Never waits. verify_crc: check the producers' and the file's CRCs. */
+ * leased. Never waits. verify_crc: check the producers' and the file's CRCs. A row has one poll pin: call sl_reader_done() before another reader of the row. */
 int64_t sl_reader_poll(sl_reader *reader, sl_view *views, size_t max_views, uint64_t max_bytes, int verify_crc);
 void sl_reader_done(sl_reader *reader);    /* clears the poll pin: call before sleeping or leaving poll() without a lease */
 /* Keeps what the last poll returned: hands the pin to a view pin (or keeps the file buffer). Returns a lease id >= 0, or SL_E_NO_SLOT (copy instead). */
@@ -359,10 +360,11 @@ const char *sl_cluster_prefix(sl_cluster *cluster);
 int sl_cluster_check(sl_cluster *cluster);
 
 /* log.c */
-/* A buffer in state LIMBO: 1 nobody names it any more (reset, state FREE: pool it), 0 still named, 2 somebody died in it (state DEAD: unlink). */
+/* A buffer in LIMBO: 1 nobody names it any more (reset, FREE: pool it), 0 still named, 2 somebody died in it (DEAD: unlink). */
 int sl_limbo_retry(sl_cluster *cluster, uint32_t row, sl_map *map);
-/* A buffer that is in no directory and not LIMBO/FREE: is its claimer gone for good? 1 yes (mark DEAD, unlink), 0 no. */
-int sl_segment_orphaned(sl_cluster *cluster, sl_map *map);
+/* Is this buffer of the partition lost with its claimer (dead, by certificate)? 1: it is out of the directory and DEAD now, unlink it; 0 no. */
+int sl_segment_audit(sl_cluster *cluster, uint32_t row, uint32_t block, sl_map *map);
+static inline uint32_t sl_segment_phase(const sl_segment *segment) { return sl_claim_phase(__atomic_load_n(&segment->claim, __ATOMIC_ACQUIRE)); }
 /* The segment `number` of a partition while it is in the directory (or claimed); buffer id, or 0. */
 uint32_t sl_log_buffer(sl_partition *partition, uint64_t number);
 /* The broker's half of sl_log_recycle(): takes the oldest segment that nobody needs (same conditions; raises log_start of memory-only topics) out of the

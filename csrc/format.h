@@ -179,7 +179,7 @@ typedef struct sl_partition {
     uint64_t room_waits;            /* 400 appends that had to wait for a segment; counter */
     uint8_t  pad4[104];
     /* lines 4-5: who claims and publishes segments, by CAS */
-    uint64_t dir[SL_DIR_SLOTS];     /* 512 {epoch:8 | claim row + 1:12 | number:16 | buffer:28}; buffer 0: none, last held `number` */
+    uint64_t dir[SL_DIR_SLOTS];     /* 512 {epoch:8 | 0:12 | number:16 | buffer:28}; buffer 0: none, last held `number` */
     /* line 6: the leader's broker */
     uint32_t storage_state;         /* 768 SL_STORAGE_* */
     uint32_t storage_errno;         /* 772 */
@@ -191,7 +191,8 @@ typedef struct sl_partition {
     uint64_t unlinked_segments;     /* 816 */
     uint64_t disk_bytes;            /* 824 */
     int64_t  last_append_ns;        /* 832 wall clock, as the spiller saw it */
-    uint8_t  pad6[56];
+    uint64_t ring_keep_bytes;       /* 840 memory-only: producers recycle only when the ring is as large as this, so that history is kept */
+    uint8_t  pad6[48];
     /* line 7: the leader's broker: where the files are */
     uint64_t file_base_offset;      /* 896 base offset of the file being written */
     uint32_t file_leader_epoch;     /* 904 */
@@ -240,14 +241,17 @@ typedef struct sl_row {
 
 /* ---- segment ------------------------------------------------------------------------------------------------------------------------- */
 
+/* sl_segment.claim, phase: whose a buffer is. One word, so that no two can think it theirs; the steps are in log.c */
 #define SL_SEGMENT_FREE 0           /* in the pool of its maker */
-#define SL_SEGMENT_LIVE 1           /* in a directory, or about to be */
-#define SL_SEGMENT_LIMBO 2          /* out of the directory, but somebody names it: the broker looks again later */
+#define SL_SEGMENT_LIVE 1           /* in the directory, or about to be put there by the row that the word names */
+#define SL_SEGMENT_LIMBO 2          /* out of the directory, but somebody names it: anybody may look again */
 #define SL_SEGMENT_DEAD 3           /* somebody died in it, or while recycling it: unlink, never reuse */
+#define SL_SEGMENT_HELD 4           /* being taken out and reset by the row that the word names */
+#define SL_SEGMENT_TRY 5            /* memory-only: claimed, tethers not looked at again yet; anybody may undo it */
 
 typedef struct sl_segment {
     sl_object_header header;        /*   0 */
-    /* line 1: the claimer, before the directory names it */
+    /* line 1: whoever holds the claim, before the directory names it */
     uint64_t number;                /* 128 */
     uint8_t  topic_id[16];          /* 136 */
     uint32_t partition;             /* 152 */
@@ -256,11 +260,10 @@ typedef struct sl_segment {
     uint32_t arena_position;        /* 164 bytes from the start of the object, multiple of 64 */
     uint32_t arena_units;           /* 168 */
     uint32_t block;                 /* 172 index in `partitions` */
-    uint32_t state;                 /* 176 SL_SEGMENT_* */
-    uint32_t tainted;               /* 180 somebody died in it: stored before that hazard word is cleared */
+    uint64_t claim;                 /* 176 {phase:3 | row generation:9 | row + 1:12 | number:40}, by CAS; by its holder alone while HELD */
     uint64_t lives;                 /* 184 */
-    uint64_t claimer;               /* 192 {row generation:32 | row + 1:32} who takes it out of the directory and resets it; 0 nobody */
-    uint8_t  pad0[56];
+    uint32_t tainted;               /* 192 somebody died in it: stored before that hazard word is cleared */
+    uint8_t  pad0[60];
     /* line 2: helpers, by CAS */
     uint64_t base;                  /* 256 {number:16 | first offset:48}; offset all ones = UNSET */
     uint8_t  pad1[120];
@@ -415,14 +418,22 @@ static inline int      sl_cur_fenced(uint64_t c) { return (c & SL_CUR_FENCED) !=
 static inline uint64_t sl_pin_make(uint32_t block, uint64_t number) { return ((uint64_t)block << 40) | (number & SL_NUMBER_MASK); }
 
 /* dir */
-static inline uint64_t sl_dir_make(uint32_t epoch, uint32_t claim, uint64_t number, uint32_t buffer) {
-    return ((uint64_t)(epoch & 0xff) << 56) | ((uint64_t)(claim & 0xfff) << 44) | ((number & 0xffff) << 28) | (buffer & 0xfffffff);
+static inline uint64_t sl_dir_make(uint32_t epoch, uint64_t number, uint32_t buffer) {
+    return ((uint64_t)(epoch & 0xff) << 56) | ((number & 0xffff) << 28) | (buffer & 0xfffffff);
 }
-#define SL_DIR_CLAIM_MASK (UINT64_C(0xfff) << 44)
 static inline uint32_t sl_dir_buffer(uint64_t d) { return (uint32_t)d & 0xfffffff; }
-static inline uint32_t sl_dir_claim(uint64_t d)  { return (uint32_t)(d >> 44) & 0xfff; }
 static inline uint32_t sl_dir_number(uint64_t d) { return (uint32_t)(d >> 28) & 0xffff; }
 static inline uint32_t sl_dir_epoch(uint64_t d)  { return (uint32_t)(d >> 56); }
+
+/* claim */
+static inline uint64_t sl_claim_make(uint32_t phase, uint32_t generation, uint32_t row, uint64_t number) {
+    return ((uint64_t)phase << 61) | ((uint64_t)(generation & 0x1ff) << 52) | ((uint64_t)((row + 1) & 0xfff) << 40) | (number & SL_NUMBER_MASK);
+}
+static inline uint32_t sl_claim_phase(uint64_t w)      { return (uint32_t)(w >> 61); }
+static inline uint32_t sl_claim_generation(uint64_t w) { return (uint32_t)(w >> 52) & 0x1ff; }
+static inline uint32_t sl_claim_row(uint64_t w)        { return ((uint32_t)(w >> 40) & 0xfff) - 1; } /* UINT32_MAX: none */
+static inline uint64_t sl_claim_number(uint64_t w)     { return w & SL_NUMBER_MASK; }
+static inline uint64_t sl_claim_as(uint64_t w, uint32_t phase) { return (w & ~(UINT64_C(7) << 61)) | ((uint64_t)phase << 61); }
 
 /* words "@" and base */
 #define SL_OFFSET_MASK ((UINT64_C(1) << 48) - 1)

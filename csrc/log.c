@@ -1,17 +1,28 @@
 /* A partition's ring of segments: hold the active one, seal it, move on, reuse what nobody needs.
  *
  * `cur` names the active segment by a number that never repeats; dir[number mod 32] says in which buffer it lies. Whoever touches a segment first
- * publishes its number in a hazard word (producers, helpers, sealers) or a pin (readers) and then looks again. A buffer is reset only by the one who
- * claimed its directory word by CAS, after `cur` moved past it, after it was taken out of the directory and after a scan of all words that began then.
+ * publishes its number in a hazard word (producers, helpers, sealers) or a pin (readers) and then looks again.
  *
- * The claimer may be anybody with a row: the broker ahead of use, or a producer that finds no successor (memory-only topics at full rate cannot wait
- * for a third process to get a CPU). If a claimer is stopped, others go on with other buffers; if it dies, its buffer is unlinked, never reused.
+ * Recycling is by claim, and may be done by anybody with a row: the broker ahead of use, or a producer that finds no successor (memory-only topics at
+ * full rate cannot wait for a third process to get a CPU). The buffer's own `claim` word {phase, row, number} says whose it is:
+ *
+ *   FREE -> LIVE(n)           its maker, before dir[n] names it
+ *   LIVE(r) -> HELD(r, me)    CAS, once `cur` moved past r and r is wholly spilled; memory-only in two steps, LIVE -> TRY -> HELD, with a look at the
+ *                             tethers between them, because a consumer that registers looks at the phase after it stored its tether. Anybody may undo a TRY
+ *   HELD: dir[r] = none(r)    by the holder, or for him by whoever needs that slot: a holder that is stopped holds up one buffer and not the ring
+ *   HELD: scan                after that; named by somebody alive: LIMBO, by somebody dead: DEAD
+ *   HELD -> LIVE(n)           reset, then dir[n]: none(n - 32) -> n
+ *   LIMBO -> HELD             whoever looks again
+ *   -> DEAD                   the broker, after the death certificate of the row that the word names (sl_segment_audit): unlinked, never reused
+ *
+ * Since r never returns, a CAS on the claim word cannot be fooled by another life. tests/models/ checks these steps, everybody killable and stoppable at each.
  *
  *   word               written by                        orders                               left if the writer dies
  *   cur                helpers, the new leader; CAS      cur_cas sc                           the old or the new segment is active; anybody helps
  *   seg.base           helpers, CAS from UNSET           base_cas sc                          all compute the same value
- *   dir[]              claimer / publisher; CAS          recycle_* sc                         a claim: sl_row_clean(); else old or new
- *   seg header, cells  the claimer, exclusively          plain, before recycle_publish        claimer names it: sl_segment_orphaned()
+ *   seg.claim          as above                          recycle_claim sc                     sl_segment_audit()
+ *   dir[]              holders, helpers, publishers; CAS recycle_takeout, _publish sc         old or new
+ *   seg header, cells  the holder, exclusively           plain, before recycle_publish        as seg.claim
  *   words "@"          the leader's broker, CAS + epoch  release / acquire                    an older true value
  */
 #include <stdlib.h>
@@ -235,9 +246,49 @@ static void reset(sl_map *m) {
     seg->lives++;
 }
 
-/* Step 19: gives a reset buffer the next number and puts it into the directory. SL_OK, or SL_E_AGAIN if there is no free slot. */
-static int publish(sl_cluster *cluster, uint32_t block, sl_partition *p, sl_map *m) {
-    (void)cluster;
+static uint64_t claim_of(sl_cluster *cluster, uint32_t row_index, uint32_t phase, uint64_t number) {
+    sl_row *row = sl_cluster_row(cluster, row_index);
+    return sl_claim_make(phase, row ? sl_load_relaxed(&row->generation) : 0, row_index, number);
+}
+static void set_claim(sl_map *m, uint64_t claim) { sl_store_release(&m->segment->claim, claim); } /* by the holder alone */
+
+/* Step 15, by the holder of segment r or by a helper: takes it out of the directory while it is named there. Of a memory-only topic the log start moves
+ * first (step 14): what leaves memory is gone, and says so. As long as the directory names r nobody resets it, so its end can be read. */
+static void take_out(sl_cluster *cluster, uint32_t block, sl_partition *p, uint64_t r, sl_map *m) {
+    uint64_t *slot = &p->dir[r % SL_DIR_SLOTS], d = sl_load_sc(slot);
+    SL_FAILPOINT(recycle_takeout);
+    while (sl_dir_number(d) == (r & 0xffff) && sl_dir_buffer(d) == m->buffer) {
+        if (!(sl_load_relaxed(&p->flags) & SL_PF_SPILL)) {
+            uint32_t end_rel = 0;
+            int sealed = 0;
+            if (sl_segment_end(m, r, &end_rel, &sealed) >= 0) {
+                uint64_t end = sl_word_offset(sl_load_acquire(&m->segment->base)) + end_rel, from = sl_word_offset(sl_load_acquire(&p->log_start));
+                if (sl_load_sc(slot) != d) { d = sl_load_sc(slot); continue; } /* out already: what we read may be another life */
+                if (end > from && sl_log_advance(cluster, block, SL_WORD_LOG_START, sl_load_acquire(&p->leader_epoch), end) == SL_OK)
+                    sl_fetch_add_relaxed(&p->dropped_records, end - from);
+            }
+        }
+        if (sl_cas_sc(slot, &d, sl_dir_make(sl_dir_epoch(d), r, 0))) return; /* SYNC recycle_takeout: then scan */
+    }
+}
+
+/* The slot for number n still holds n - 32. If its holder was stopped there, do it for him. 1 look again, 0 it is in use. */
+static int help_slot(sl_cluster *cluster, uint32_t block, sl_partition *p, uint64_t n) {
+    uint64_t r = n - SL_DIR_SLOTS;
+    uint32_t buffer = sl_log_buffer(p, r);
+    sl_map *m;
+    if (!buffer || sl_map_get(cluster, buffer, 1, &m) < 0) return 0;
+    uint64_t w = sl_load_acquire(&m->segment->claim);
+    int helped = 0;
+    if (sl_claim_number(w) == r && sl_claim_phase(w) == SL_SEGMENT_HELD) { take_out(cluster, block, p, r, m); helped = 1; }
+    else if (sl_claim_number(w) == r && sl_claim_phase(w) == SL_SEGMENT_TRY) sl_cas_sc(&m->segment->claim, &w, sl_claim_as(w, SL_SEGMENT_LIVE));
+    sl_map_put(cluster, m);
+    return helped;
+}
+
+/* Step 19: gives a reset buffer that we alone own the next number and puts it into the directory. The first absent number: one that is skipped would
+ * never come. SL_OK; SL_E_AGAIN: there is no free slot, the buffer is FREE. */
+static int publish(sl_cluster *cluster, uint32_t row, uint32_t block, sl_partition *p, sl_map *m) {
     sl_segment *seg = m->segment;
     memcpy(seg->topic_id, p->topic_id, 16);
     seg->partition = p->partition;
@@ -246,42 +297,59 @@ static int publish(sl_cluster *cluster, uint32_t block, sl_partition *p, sl_map 
         uint64_t n = sl_cur_number(sl_load_acquire(&p->cur)) + 1;
         while (sl_log_buffer(p, n)) n++;
         uint64_t *slot = &p->dir[n % SL_DIR_SLOTS], d = sl_load_acquire(slot);
+        if (sl_dir_number(d) == (n & 0xffff)) continue; /* published, or even gone, since we looked */
         if (sl_dir_buffer(d) != 0) {
-            if (sl_dir_number(d) == (n & 0xffff)) continue; /* just published by another */
-            return SL_E_AGAIN; /* the ring is as long as the directory */
+            if (help_slot(cluster, block, p, n)) continue;
+            set_claim(m, claim_of(cluster, row, SL_SEGMENT_FREE, 0));
+            return SL_E_AGAIN;
         }
-        if (sl_dir_number(d) == (n & 0xffff)) continue; /* n has lived and gone meanwhile: `cur` has moved */
         seg->number = n;
         seg->leader_epoch = sl_load_acquire(&p->leader_epoch);
         sl_store_relaxed(&seg->base, sl_word_make((uint32_t)n, SL_BASE_UNSET));
-        sl_store_relaxed(&seg->state, SL_SEGMENT_LIVE);
+        set_claim(m, claim_of(cluster, row, SL_SEGMENT_LIVE, n)); /* before the directory names it: nobody may find it HELD there */
         SL_FAILPOINT(recycle_publish);
-        if (sl_cas_sc(slot, &d, sl_dir_make(sl_dir_epoch(d), 0, n, m->buffer))) { /* SYNC recycle_publish: releases the reset; pairs with sl_log_buffer() */
-            sl_store_release(&seg->claimer, 0);
-            return SL_OK;
-        }
+        if (sl_cas_sc(slot, &d, sl_dir_make(sl_dir_epoch(d), n, m->buffer))) return SL_OK; /* SYNC recycle_publish: releases the reset; pairs with sl_log_buffer() */
+        set_claim(m, claim_of(cluster, row, SL_SEGMENT_HELD, n)); /* another took n; ours was never there */
     }
 }
 
-/* Takes segment r (directory word claimed by us as `claimed`) out and resets it. 1: ours and reset (still claimed); 0: left in LIMBO or DEAD. */
-static int take_out(sl_cluster *cluster, uint32_t block, sl_partition *p, uint64_t r, uint64_t claimed, sl_map *m) {
-    uint64_t *slot = &p->dir[r % SL_DIR_SLOTS];
-    SL_FAILPOINT(recycle_takeout);
-    while (!sl_cas_sc(slot, &claimed, sl_dir_make(sl_dir_epoch(claimed), 0, r, 0))) { /* SYNC recycle_takeout: then scan */
-        /* Only the epoch can have changed (a new leader moved the words to its epoch); the claim stays ours. */
-        SL_ASSERT(sl_dir_buffer(claimed) == m->buffer);
-    }
+/* Steps 16-18 for a buffer we hold and that is out of the directory. 1: reset and ours; 0: left in LIMBO or DEAD. */
+static int scan(sl_cluster *cluster, uint32_t row, uint32_t block, uint64_t r, sl_map *m) {
     sl_fence_sc();
     SL_FAILPOINT(recycle_scan);
     int who = named(cluster, sl_pin_make(block, r));
     if (who == 0 && sl_load_acquire(&m->segment->tainted)) who = 2;
-    if (who) {
-        sl_store_release(&m->segment->state, who == 1 ? SL_SEGMENT_LIMBO : SL_SEGMENT_DEAD);
-        sl_store_release(&m->segment->claimer, 0);
-        return 0;
-    }
+    if (who) { set_claim(m, claim_of(cluster, row, who == 1 ? SL_SEGMENT_LIMBO : SL_SEGMENT_DEAD, r)); return 0; }
     reset(m);
     return 1;
+}
+
+/* Claims segment r if nobody needs it. 1: HELD by us. 0: somebody needs it. -1: not this one (claimed by another, gone). */
+static int claim(sl_cluster *cluster, uint32_t row_index, sl_row *row, uint32_t block, sl_partition *p, sl_waits *waits, uint64_t r, uint64_t d, sl_map *m) {
+    uint64_t *slot = &p->dir[r % SL_DIR_SLOTS], w = sl_load_acquire(&m->segment->claim);
+    uint32_t flags = sl_load_relaxed(&p->flags);
+    if (sl_claim_number(w) == r && sl_claim_phase(w) == SL_SEGMENT_TRY && sl_cas_sc(&m->segment->claim, &w, sl_claim_as(w, SL_SEGMENT_LIVE)))
+        w = sl_claim_as(w, SL_SEGMENT_LIVE); /* somebody stopped over it */
+    if (sl_claim_number(w) != r || sl_claim_phase(w) != SL_SEGMENT_LIVE) return -1;
+    if (flags & SL_PF_SPILL) { /* step 14; its end is read under a hazard word, as any reader would */
+        sl_store_sc(&row->hazard[0], sl_pin_make(block, r)); /* SYNC attach_hazard */
+        uint32_t end_rel = 0;
+        int sealed = 0, ok = sl_load_sc(slot) == d && m->segment->number == r && sl_segment_end(m, r, &end_rel, &sealed) >= 0 && sealed;
+        uint64_t end = sl_word_offset(sl_load_acquire(&m->segment->base)) + end_rel;
+        sl_store_release(&row->hazard[0], 0);
+        uint64_t safe = sl_word_offset(sl_load_acquire((flags & SL_PF_SYNC_RECYCLE) ? &p->durable : &p->spilled)); /* SYNC advance */
+        if (!ok || (end > safe && end > sl_word_offset(sl_load_acquire(&p->log_start)))) return 0;
+        SL_FAILPOINT(recycle_claim);
+        return sl_cas_sc(&m->segment->claim, &w, claim_of(cluster, row_index, SL_SEGMENT_HELD, r)) ? 1 : -1; /* SYNC recycle_claim: one wins */
+    }
+    if (tethered(waits, r)) return 0;
+    uint64_t mine = claim_of(cluster, row_index, SL_SEGMENT_TRY, r);
+    SL_FAILPOINT(recycle_claim);
+    if (!sl_cas_sc(&m->segment->claim, &w, mine)) return -1; /* SYNC recycle_claim: then look at the tethers; pairs with sl_reader_tether() */
+    int needed = tethered(waits, r);
+    SL_FAILPOINT(recycle_tethers);
+    int won = sl_cas_sc(&m->segment->claim, &mine, sl_claim_as(mine, needed ? SL_SEGMENT_LIVE : SL_SEGMENT_HELD));
+    return needed ? 0 : won ? 1 : -1; /* lost: somebody undid it */
 }
 
 /* Steps 13-19 on the oldest segment that nobody needs. republish: as the next segment, else it is left FREE for its maker's pool (also when the
@@ -294,64 +362,39 @@ static int64_t recycle(sl_cluster *cluster, uint32_t row_index, uint32_t block, 
     sl_waits *waits = sl_cluster_waits(cluster, block);
     sl_row *row = sl_cluster_row(cluster, row_index);
     if (!p || !row || !waits) return SL_E_INVALID;
-    uint64_t c = sl_load_sc(&p->cur); /* SYNC cur_cas: "sealed" is not enough, `cur` must have moved past (step 13) */
-    uint64_t active = sl_cur_number(c);
-    uint32_t flags = sl_load_relaxed(&p->flags);
-    for (uint64_t r = active >= SL_DIR_SLOTS ? active - SL_DIR_SLOTS + 1 : 1; r < active; r++) {
-        uint64_t *slot = &p->dir[r % SL_DIR_SLOTS], d = sl_load_sc(slot);
-        if (sl_dir_number(d) != (r & 0xffff) || sl_dir_buffer(d) == 0 || sl_dir_claim(d) != 0) continue;
-        if (!(flags & SL_PF_SPILL) && tethered(waits, r)) return 0;
+    int64_t result = 0;
+    /* Names the block, not a segment: the coordinator does not give a deleted topic's block to another while somebody is at work in it. */
+    sl_store_sc(&row->hazard[1], sl_pin_make(block, SL_NUMBER_MASK));
+    uint64_t active = sl_cur_number(sl_load_sc(&p->cur)); /* SYNC cur_cas: "sealed" is not enough, `cur` must have moved past (step 13) */
+    for (uint64_t r = active >= SL_DIR_SLOTS ? active - SL_DIR_SLOTS + 1 : 1; r < active && !result; r++) {
+        uint64_t d = sl_load_sc(&p->dir[r % SL_DIR_SLOTS]);
+        if (sl_dir_number(d) != (r & 0xffff) || sl_dir_buffer(d) == 0) continue;
+        if (sl_load_acquire(&p->state) != SL_PARTITION_LIVE) break;
         sl_map *m;
         if (sl_map_get(cluster, sl_dir_buffer(d), 1, &m) < 0) continue;
-        /* Read its end under a hazard word, as any reader would. */
-        uint64_t pin = sl_pin_make(block, r);
-        sl_store_sc(&row->hazard[0], pin); /* SYNC attach_hazard */
-        uint32_t end_rel = 0;
-        int sealed = 0, ok = sl_load_sc(slot) == d && m->segment->number == r && sl_segment_end(m, r, &end_rel, &sealed) >= 0 && sealed;
-        uint64_t end = sl_word_offset(sl_load_acquire(&m->segment->base)) + end_rel;
-        sl_store_release(&row->hazard[0], 0);
-        if (ok && (flags & SL_PF_SPILL)) { /* step 14 */
-            uint64_t safe = sl_word_offset(sl_load_acquire((flags & SL_PF_SYNC_RECYCLE) ? &p->durable : &p->spilled));
-            ok = end <= safe || end <= sl_word_offset(sl_load_acquire(&p->log_start));
-        }
-        if (!ok) {
-            sl_map_put(cluster, m);
-            if (flags & SL_PF_SPILL) return 0; /* later ones are not spilled either */
-            continue;
-        }
-        uint64_t claimed = d | ((uint64_t)(row_index + 1) << 44);
-        SL_FAILPOINT(recycle_claim);
-        if (!sl_cas_sc(slot, &d, claimed)) { sl_map_put(cluster, m); continue; } /* SYNC recycle_claim: one wins and owns the buffer */
-        /* The word could have come round again between our load and the CAS; the number in the header is the whole one and stable now. */
-        if (m->segment->number != r || (!(flags & SL_PF_SPILL) && tethered(waits, r))) {
-            uint64_t back = claimed;
-            while (!sl_cas_sc(slot, &back, back & ~SL_DIR_CLAIM_MASK)) SL_ASSERT(sl_dir_buffer(back) == m->buffer);
-            sl_map_put(cluster, m);
-            return 0;
-        }
-        sl_store_release(&m->segment->claimer, ((uint64_t)sl_load_relaxed(&row->generation) << 32) | (row_index + 1));
-        if (!(flags & SL_PF_SPILL)) { /* dropped from memory is dropped: raise log start first (step 14) */
-            uint64_t from = sl_word_offset(sl_load_acquire(&p->log_start));
-            if (end > from && sl_log_advance(cluster, block, SL_WORD_LOG_START, sl_load_acquire(&p->leader_epoch), end) == SL_OK)
-                sl_fetch_add_relaxed(&p->dropped_records, end - from);
-        }
-        uint32_t buffer = m->buffer;
-        if (take_out(cluster, block, p, r, claimed, m)) {
-            if (republish && publish(cluster, block, p, m) == SL_OK) *republished = 1;
-            else {
-                sl_store_release(&m->segment->state, SL_SEGMENT_FREE);
-                sl_store_release(&m->segment->claimer, 0);
+        int won = claim(cluster, row_index, row, block, p, waits, r, d, m);
+        if (won == 1) {
+            take_out(cluster, block, p, r, m);
+            if (scan(cluster, row_index, block, r, m)) {
+                if (republish) *republished = publish(cluster, row_index, block, p, m) == SL_OK;
+                else set_claim(m, claim_of(cluster, row_index, SL_SEGMENT_FREE, 0));
+                sl_fetch_add_relaxed(&p->recycled_segments, 1);
             }
-            sl_fetch_add_relaxed(&p->recycled_segments, 1);
+            result = m->buffer;
         }
         sl_map_put(cluster, m);
-        if (*republished) sl_wake_bits(cluster, waits->commit); /* SYNC room */
-        return buffer;
+        if (won == 0) break; /* the later ones are needed too */
     }
-    return 0;
+    sl_store_release(&row->hazard[1], 0);
+    if (*republished) sl_wake_bits(cluster, waits->commit); /* SYNC room */
+    return result;
 }
 
 int sl_log_recycle(sl_cluster *cluster, uint32_t row, uint32_t block) {
+    sl_partition *p = sl_cluster_partition(cluster, block);
+    if (!p) return SL_E_INVALID;
+    /* What a memory-only topic drops is gone: a producer does not shorten its history, it only goes round in it. */
+    if (!(sl_load_relaxed(&p->flags) & SL_PF_SPILL) && sl_load_relaxed(&p->ring_bytes) < sl_load_relaxed(&p->ring_keep_bytes) / 4 * 3) return 0;
     int republished;
     int64_t buffer = recycle(cluster, row, block, 1, &republished);
     return buffer < 0 ? (int)buffer : republished;
@@ -363,38 +406,43 @@ int64_t sl_log_takeout(sl_cluster *cluster, uint32_t row, uint32_t block) {
 }
 
 int sl_limbo_retry(sl_cluster *cluster, uint32_t row, sl_map *m) {
-    (void)row;
-    if (sl_load_acquire(&m->segment->state) != SL_SEGMENT_LIMBO) return 0;
-    uint64_t pin = sl_pin_make(m->segment->block, m->segment->number);
-    int who = named(cluster, pin);
-    if (who == 1) return 0;
-    if (who == 2 || sl_load_acquire(&m->segment->tainted)) {
-        sl_store_release(&m->segment->state, SL_SEGMENT_DEAD);
-        /* The dead owner's words named this life only; the row may be given out again once they are gone. */
-        for (uint32_t r = 0, used = sl_cluster_rows_used(cluster); r < used; r++) {
-            sl_row *dead = sl_cluster_row(cluster, r);
-            if (!dead || sl_load_acquire(&dead->state) != SL_ROW_DEAD) continue;
-            uint64_t *words[3 + SL_VIEW_PINS] = {&dead->hazard[0], &dead->hazard[1], &dead->poll_pin};
-            for (int i = 0; i < SL_VIEW_PINS; i++) words[3 + i] = &dead->view_pins[i];
-            for (int i = 0; i < 3 + SL_VIEW_PINS; i++) { uint64_t w = pin; sl_cas_sc(words[i], &w, 0); }
-        }
-        return 2;
+    uint64_t w = sl_load_acquire(&m->segment->claim), r = sl_claim_number(w);
+    if (sl_claim_phase(w) != SL_SEGMENT_LIMBO || !sl_cas_sc(&m->segment->claim, &w, claim_of(cluster, row, SL_SEGMENT_HELD, r))) return 0;
+    uint32_t block = m->segment->block;
+    if (scan(cluster, row, block, r, m)) {
+        set_claim(m, claim_of(cluster, row, SL_SEGMENT_FREE, 0));
+        return 1;
     }
-    reset(m);
-    sl_store_release(&m->segment->state, SL_SEGMENT_FREE);
-    return 1;
+    if (sl_segment_phase(m->segment) == SL_SEGMENT_LIMBO) return 0;
+    /* DEAD. Its dead owner's words named this life only; the row may be given out again once they are gone. */
+    uint64_t pin = sl_pin_make(block, r);
+    for (uint32_t i = 0, used = sl_cluster_rows_used(cluster); i < used; i++) {
+        sl_row *dead = sl_cluster_row(cluster, i);
+        if (!dead || sl_load_acquire(&dead->state) != SL_ROW_DEAD) continue;
+        uint64_t *words[3 + SL_VIEW_PINS] = {&dead->hazard[0], &dead->hazard[1], &dead->poll_pin};
+        for (int k = 0; k < SL_VIEW_PINS; k++) words[3 + k] = &dead->view_pins[k];
+        for (int k = 0; k < 3 + SL_VIEW_PINS; k++) { uint64_t w2 = pin; sl_cas_sc(words[k], &w2, 0); }
+    }
+    return 2;
 }
 
-int sl_segment_orphaned(sl_cluster *cluster, sl_map *m) {
-    uint64_t claimer = sl_load_acquire(&m->segment->claimer);
-    if (!claimer) return 0;
-    sl_row *row = sl_cluster_row(cluster, (uint32_t)claimer - 1);
-    if (!row) return 1;
-    return sl_load_acquire(&row->generation) != (uint32_t)(claimer >> 32) || sl_load_acquire(&row->state) != SL_ROW_LIVE;
+int sl_segment_audit(sl_cluster *cluster, uint32_t row_index, uint32_t block, sl_map *m) {
+    (void)row_index;
+    sl_partition *p = sl_cluster_partition(cluster, block);
+    if (!p) return 0;
+    uint64_t w = sl_load_acquire(&m->segment->claim), n = sl_claim_number(w);
+    uint32_t phase = sl_claim_phase(w);
+    if (phase != SL_SEGMENT_HELD && phase != SL_SEGMENT_TRY && phase != SL_SEGMENT_LIVE) return 0;
+    if (phase == SL_SEGMENT_LIVE && sl_log_buffer(p, n) == m->buffer) return 0;
+    sl_row *row = sl_cluster_row(cluster, sl_claim_row(w));
+    if (row && sl_load_acquire(&row->state) == SL_ROW_LIVE && (sl_load_acquire(&row->generation) & 0x1ff) == sl_claim_generation(w)) return 0;
+    if (phase == SL_SEGMENT_TRY) { sl_cas_sc(&m->segment->claim, &w, sl_claim_as(w, SL_SEGMENT_LIVE)); return 0; }
+    if (phase == SL_SEGMENT_HELD) take_out(cluster, block, p, n, m);
+    else if (sl_log_buffer(p, n) == m->buffer) return 0; /* LIVE: published after all, before he died */
+    return sl_cas_sc(&m->segment->claim, &w, sl_claim_as(w, SL_SEGMENT_DEAD));
 }
 
 int sl_log_publish(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_t leader_epoch, uint32_t buffer) {
-    (void)row;
     sl_partition *p = sl_cluster_partition(cluster, block);
     sl_waits *waits = sl_cluster_waits(cluster, block);
     if (!p || !waits) return SL_E_INVALID;
@@ -402,8 +450,7 @@ int sl_log_publish(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_t l
     sl_map *m;
     int rc = sl_map_get(cluster, buffer, 1, &m);
     if (rc < 0) return rc;
-    rc = publish(cluster, block, p, m);
-    if (rc < 0) sl_store_release(&m->segment->state, SL_SEGMENT_FREE);
+    rc = publish(cluster, row, block, p, m);
     sl_map_put(cluster, m);
     if (rc == SL_OK) sl_wake_bits(cluster, waits->commit); /* SYNC room */
     return rc;
@@ -412,16 +459,19 @@ int sl_log_publish(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_t l
 int sl_row_clean(sl_cluster *cluster, uint32_t row_index) {
     sl_row *row = sl_cluster_row(cluster, row_index);
     if (!row) return SL_E_INVALID;
+    int again = sl_load_acquire(&row->state) == SL_ROW_DEAD;
     sl_store_sc(&row->state, SL_ROW_DEAD); /* a scan that finds one of its words from now on treats the segment as dead */
     uint32_t used = sl_cluster_partitions_used(cluster);
     /* Segments it died in: tainted first, then its word is cleared (step 20). What is out of the directory already is in LIMBO, and the broker's
-     * retry finds the word of a dead row; those words stay until then. */
+     * retry finds the word of a dead row; those words stay until then, or until the caller comes again, a second later: its owner has been dead for that
+     * long, the certificate was there before the first call, and what a device may still have written on its behalf is written. */
     uint64_t *words[3 + SL_VIEW_PINS] = {&row->hazard[0], &row->hazard[1], &row->poll_pin};
     for (int i = 0; i < SL_VIEW_PINS; i++) words[3 + i] = &row->view_pins[i];
     int left = 0;
     for (int i = 0; i < 3 + SL_VIEW_PINS; i++) {
         uint64_t pin = sl_load_acquire(words[i]);
         if (!pin) continue;
+        if ((pin & SL_NUMBER_MASK) == SL_NUMBER_MASK) { sl_store_release(words[i], 0); continue; } /* it was recycling there: sl_segment_audit() */
         uint32_t block = (uint32_t)(pin >> 40);
         sl_partition *p = sl_cluster_partition(cluster, block);
         uint32_t buffer = p ? sl_log_buffer(p, pin & SL_NUMBER_MASK) : 0;
@@ -434,23 +484,13 @@ int sl_row_clean(sl_cluster *cluster, uint32_t row_index) {
             sl_map_put(cluster, m);
             if (there) { sl_store_release(words[i], 0); continue; }
         }
-        left++;
+        if (again) sl_store_release(words[i], 0);
+        else left++;
     }
     for (uint32_t b = 0; b < used; b++) {
         sl_partition *p = sl_cluster_partition(cluster, b);
         sl_waits *waits = sl_cluster_waits(cluster, b);
         if (!p || !waits) continue;
-        for (int i = 0; i < SL_DIR_SLOTS; i++) {
-            uint64_t d = sl_load_acquire(&p->dir[i]);
-            while (sl_dir_claim(d) == row_index + 1) { /* it died between claim and take-out: nobody resets this buffer any more */
-                sl_map *m;
-                if (sl_map_get(cluster, sl_dir_buffer(d), 1, &m) == SL_OK) {
-                    sl_store_release(&m->segment->state, SL_SEGMENT_DEAD);
-                    sl_map_put(cluster, m);
-                }
-                if (sl_cas_sc(&p->dir[i], &d, sl_dir_make(sl_dir_epoch(d), 0, sl_dir_number(d), 0))) break;
-            }
-        }
         int woke = 0;
         for (int i = 0; i < SL_TETHERS; i++) {
             uint64_t t = sl_load_acquire(&waits->tethers[i]);
@@ -555,7 +595,10 @@ int sl_log_open_epoch(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_
         uint64_t to;
         do {
             uint64_t keep = d & ~(UINT64_C(0xff) << 56);
-            if (sl_dir_buffer(d) == 0 && !had_memory) keep = sl_dir_make(0, 0, n - SL_DIR_SLOTS, 0); /* "last held n - 32" */
+            if (!had_memory) { /* "last held n - 32"; what a recycler of a deleted topic's last days put there has no name and no reader any more */
+                if (sl_dir_buffer(d)) sl_segment_unlink(cluster, sl_dir_buffer(d));
+                keep = sl_dir_make(0, n - SL_DIR_SLOTS, 0);
+            }
             to = keep | ((uint64_t)(leader_epoch & 0xff) << 56);
         } while (!sl_cas_sc(&p->dir[n % SL_DIR_SLOTS], &d, to));
     }
@@ -566,7 +609,7 @@ int sl_log_open_epoch(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_
         sl_map *m;
         rc = buffer ? sl_map_get(cluster, buffer, 1, &m) : SL_E_AGAIN;
         if (rc < 0) goto out;
-        rc = publish(cluster, block, p, m);
+        rc = publish(cluster, row, block, p, m);
         sl_map_put(cluster, m);
         if (rc < 0) goto out;
         used_buffer = 1;

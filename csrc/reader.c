@@ -159,7 +159,7 @@ static int pin_segment(sl_reader *r, uint64_t number, sl_map *known, sl_map **ou
     sl_store_sc(&r->row->poll_pin, sl_pin_make(r->block, number)); /* SYNC pin_store: then look again; pairs with recycle_takeout, then scan */
     SL_FAILPOINT(pin_recheck);
     uint64_t again = sl_load_sc(slot);
-    /* A claim alone takes nothing away: the claimer scans after the take-out. The epoch may change under a new leader. */
+    /* A claim takes nothing away: whoever holds it scans after the take-out. The epoch may change under a new leader. */
     int same = sl_dir_number(again) == sl_dir_number(d) && sl_dir_buffer(again) == sl_dir_buffer(d);
     if (same && m->segment->number == number) { r->pinned = 1; *out = m; return 1; }
     sl_store_release(&r->row->poll_pin, 0);
@@ -592,8 +592,13 @@ int sl_reader_tether(sl_reader *r, int on) {
         r->tether = i;
         for (;; number++) {
             sl_store_sc(&r->waits->tethers[i], ((uint64_t)(r->row_index + 1) << 40) | number);
-            uint64_t d = sl_load_sc(&r->p->dir[number % SL_DIR_SLOTS]);
-            if (sl_dir_number(d) == (number & 0xffff) && sl_dir_buffer(d) && !sl_dir_claim(d)) return SL_OK; /* any later claimer sees us */
+            uint32_t buffer = sl_log_buffer(r->p, number);
+            sl_map *m;
+            if (buffer && sl_map_get(r->cluster, buffer, 0, &m) == SL_OK) {
+                uint64_t w = sl_load_sc(&m->segment->claim); /* SYNC tether: only LIVE protects; a TRY has not looked at the tethers, or has already */
+                sl_map_put(r->cluster, m);
+                if (sl_claim_number(w) == number && sl_claim_phase(w) == SL_SEGMENT_LIVE) return SL_OK; /* any later claimer sees us */
+            }
             if (number >= sl_cur_number(sl_load_sc(&r->p->cur))) return SL_OK; /* the active one cannot be claimed */
         }
     }

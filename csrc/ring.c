@@ -9,7 +9,7 @@
  * A buffer's way, and what is left if the broker dies there (its successor scans /dev/shm; see sl_ring_scan and sl_ring_adopt):
  *   made, header FREE          nobody names it: unlinked at the next start, because its maker is dead
  *   published, in `dir`        adopted by whoever leads next: spilled, and unlinked instead of reused
- *   claimed for recycling      the claimer's row is cleaned, the buffer becomes DEAD: unlinked by the next leader
+ *   claimed for recycling      sl_segment_audit() finds that its claimer's row is dead: taken out, DEAD, unlinked
  *   taken out: FREE            as when made
  *   taken out: LIMBO           nobody may reset it before the holder lets go: the next leader adopts it in limbo, then unlinks it
  *   unlinked                   memory lives as long as somebody maps it, without a name; nothing to do
@@ -197,7 +197,7 @@ static int in_directory(const sl_bp *p, uint32_t id) {
 /* Where a buffer goes that has left the directory: by what its header says. Header words are others' to write: the worst a wrong one can do is to
  * unlink or keep memory; nothing is reset here that sl_log_takeout() or sl_limbo_retry() have not reset. */
 static void sort_out(sl_broker *b, sl_bp *p, sl_buffer item, int64_t now) {
-    uint32_t state = sl_load_acquire(&item.map->segment->state);
+    uint32_t state = sl_segment_phase(item.map->segment);
     item.since_ns = now;
     if (state == SL_SEGMENT_LIMBO) {
         if (list_add(&b->limbo, item) == SL_OK) return;
@@ -207,25 +207,15 @@ static void sort_out(sl_broker *b, sl_bp *p, sl_buffer item, int64_t now) {
     destroy(b, p, item);
 }
 
-/* A fresh buffer whose maker died between marking it LIVE and its directory word: unlike one that a recycler has in hand it has no claimer. */
-static int unpublished(const sl_bp *p, const sl_buffer *item) {
-    return item->adopted && sl_load_acquire(&item->map->segment->claimer) == 0 && !in_directory(p, item->id) &&
-           sl_load_acquire(&item->map->segment->claimer) == 0;
-}
-
 static void look_at_buffers(sl_broker *b, sl_bp *p, int64_t now) {
     p->looked_ns = now;
     for (uint32_t i = 0; i < p->ring.n;) {
         sl_buffer *item = &p->ring.items[i];
-        uint32_t state = sl_load_acquire(&item->map->segment->state);
+        uint32_t state = sl_segment_phase(item->map->segment);
         int gone = 0;
         if (state == SL_SEGMENT_LIMBO || state == SL_SEGMENT_DEAD) gone = !in_directory(p, item->id);
-        else if (!in_directory(p, item->id) && now - item->since_ns > SL_IDLE_TICK_NS) {
-            if (state == SL_SEGMENT_FREE) gone = 1; /* our predecessor died between taking it out and using it */
-            else gone = sl_segment_orphaned(b->cluster, item->map) == 1 || unpublished(p, item);
-            if (gone) sl_store_release(&item->map->segment->state, SL_SEGMENT_DEAD);
-            else if (state == SL_SEGMENT_LIVE) item->since_ns = now; /* a recycler is at work on it: look again later */
-        }
+        else if (state == SL_SEGMENT_FREE) gone = !in_directory(p, item->id) && now - item->since_ns > SL_IDLE_TICK_NS; /* a predecessor died over it */
+        else gone = sl_segment_audit(b->cluster, b->options.spill_row, p->block, item->map) == 1;
         if (!gone) { i++; continue; }
         sl_buffer taken = list_take(&p->ring, i);
         set_ring_bytes(p, p->ring_bytes - taken.map->bytes);
@@ -269,7 +259,7 @@ static int take_out(sl_broker *b, sl_bp *p, sl_buffer *out, int64_t now) {
     }
     sl_buffer item = list_take(&p->ring, (uint32_t)i);
     set_ring_bytes(p, p->ring_bytes - item.map->bytes);
-    if (sl_load_acquire(&item.map->segment->state) == SL_SEGMENT_FREE && !item.adopted) { *out = item; return 1; }
+    if (sl_segment_phase(item.map->segment) == SL_SEGMENT_FREE && !item.adopted) { *out = item; return 1; }
     sort_out(b, p, item, now);
     return -1; /* one is out, but not to be had now */
 }
@@ -462,6 +452,7 @@ int64_t sl_ring_care(sl_broker *b, sl_bp *p, int64_t now) {
         int64_t life = (now - p->rotated_ns) / (int64_t)(turns ? turns : 1);
         p->life_ns = p->life_ns ? (p->life_ns + life) / 2 : life;
         p->rotated_ns = now;
+        if (!p->dir) sl_store_relaxed(&p->words->ring_keep_bytes, history(b, p));
         uint64_t most = (p->dir ? share(b, p) : history(b, p)) / 8;
         if (p->life_ns < LIFE_WANTED_NS && p->segment_bytes < SEGMENT_SOFT_MAX && p->segment_bytes * 2 <= most) p->segment_bytes *= 2;
     } else if (!p->rotated_ns) p->rotated_ns = now;
@@ -569,9 +560,10 @@ int sl_ring_discard(sl_broker *b, uint32_t block) {
     if (!words) return SL_E_NOENT;
     for (int i = 0; i < SL_DIR_SLOTS; i++) {
         uint64_t d = sl_load_acquire(&words->dir[i]);
-        /* A claimed one belongs to a recycler at work, who takes it out himself (or whose row is cleaned). Numbers and epochs stay: they never repeat. */
-        while (sl_dir_buffer(d) && !sl_dir_claim(d))
-            if (sl_cas_sc(&words->dir[i], &d, sl_dir_make(sl_dir_epoch(d), 0, sl_dir_number(d), 0))) {
+        /* Numbers and epochs stay: they never repeat. A recycler at work goes on with a buffer that has no name any more; sl_log_open_epoch() clears what he
+         * may still put into the directory, before the block lives again. */
+        while (sl_dir_buffer(d))
+            if (sl_cas_sc(&words->dir[i], &d, sl_dir_make(sl_dir_epoch(d), sl_dir_number(d), 0))) {
                 sl_segment_unlink(b->cluster, sl_dir_buffer(d));
                 break;
             }
@@ -629,7 +621,7 @@ void sl_ring_scan(sl_broker *b) {
         int orphan = 0;
         if (!maker_alive(&s->header)) {
             int known = words && sl_load_acquire(&words->state) == SL_PARTITION_LIVE && memcmp(words->topic_id, s->topic_id, 16) == 0;
-            orphan = !known || sl_load_acquire(&s->state) == SL_SEGMENT_FREE;
+            orphan = !known || sl_segment_phase(s) == SL_SEGMENT_FREE;
             for (int i = 0; orphan && words && i < SL_DIR_SLOTS; i++)
                 if (sl_dir_buffer(sl_load_acquire(&words->dir[i])) == id && known) orphan = 0;
         }

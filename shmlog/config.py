@@ -368,13 +368,15 @@ class Address(NamedTuple):
 
 
 def default_cluster(environ: Mapping[str, str] = os.environ) -> str:
-    return cluster_name(environ.get("SHMLOG_CLUSTER") or DEFAULT_CLUSTER)
+    """The name in $SHMLOG_CLUSTER, which is "name" or "name/namespace"."""
+    return cluster_name((environ.get("SHMLOG_CLUSTER") or DEFAULT_CLUSTER).partition("/")[0])
 
 
 def parse_address(address: str | list[str] | None, environ: Mapping[str, str] = os.environ) -> Address:
     """`bootstrap_servers`: None is $SHMLOG_CLUSTER, else shm://name or shm://name/namespace (alone or in a list of one)."""
     if address is None:
-        return Address(default_cluster(environ))
+        _, slash, namespace = environ.get("SHMLOG_CLUSTER", "").partition("/")
+        return Address(default_cluster(environ), namespace_name(namespace) if slash else "")
     if isinstance(address, list | tuple):
         if len(address) != 1:
             raise InvalidConfigurationError(f"bootstrap_servers names {len(address)} addresses; a cluster here has one")

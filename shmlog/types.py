@@ -117,7 +117,18 @@ class Record:
             raise IllegalStateError(f"record {self.topic}-{self.partition}@{self.offset} has no value (a tombstone)")
         import numpy as np
 
-        flat = np.frombuffer(self.value, dtype=self.dtype if dtype is None else dtype)
+        wanted = dtype
+        if wanted is None:
+            wanted = self.dtype
+            if self.dtype is not None and self.dtype[:1] == "[":  # fields, as Python writes them; made by shmlog.arrays
+                import ast
+
+                from numpy.lib.format import descr_to_dtype
+
+                wanted = descr_to_dtype(ast.literal_eval(self.dtype))
+        if not len(self.value):
+            return np.empty(shape if shape is not None else self.shape if dtype is None and self.shape is not None else 0, wanted)
+        flat = np.frombuffer(self.value, dtype=wanted)
         if shape is None and dtype is None:
             shape = self.shape  # the sender's shape counts the sender's items
         return flat if shape is None else flat.reshape(shape)

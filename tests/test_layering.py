@@ -37,7 +37,8 @@ DOORS = {
     "__init__": {"client"},  # lazily, as strings; here for type checkers
     "__main__": {"tools"},
     "aio": {"client"},
-    "cluster": {"client"},
+    "embedded": {"client"},
+    "lifecycle": {"client"},
 }
 ONLY_IMPORTER = {"posix_ipc": "shmlog.shm", "zmq": "shmlog.transport", "shmlog._core": "shmlog._ffi", "cffi": "shmlog._build"}
 
@@ -126,7 +127,7 @@ def test_every_folder_has_its_place_in_the_layers() -> None:
         ("shmlog.broker.server", "from zmq import Context"),
         ("shmlog.client.producer", "from shmlog._core import lib"),
         ("shmlog.client.producer", "from shmlog import _core"),
-        ("shmlog.client.producer", "from shmlog.cluster import Cluster"),
+        ("shmlog.client.producer", "from shmlog.embedded import Cluster"),
         ("shmlog.shm", "from shmlog.log import segment"),
     ],
 )

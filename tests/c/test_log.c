@@ -470,13 +470,100 @@ static void a_dead_rows_segment_is_unlinked_and_never_reused(void) {
     for (int i = 0; i < 3000; i++) { fixture_stock(c, 31, block, SL_SEGMENT_MIN_BYTES, 2); CHECK_EQ(append_text(a, "more and more and more and more and more and more and more", NULL), 0); }
     sl_map *m;
     CHECK_EQ(sl_map_get(c, buffer, 1, &m), 0);
-    CHECK_EQ(m->segment->state, SL_SEGMENT_LIMBO);
+    CHECK_EQ(sl_segment_phase(m->segment), SL_SEGMENT_LIMBO);
     CHECK_EQ(sl_limbo_retry(c, 31, m), 0);   /* alive, for all we know */
     CHECK_EQ(sl_row_clean(c, 5), 1);         /* the certificate is there; its word names what is out of the directory */
     CHECK_EQ(sl_limbo_retry(c, 31, m), 2);
-    CHECK_EQ(m->segment->state, SL_SEGMENT_DEAD);
+    CHECK_EQ(sl_segment_phase(m->segment), SL_SEGMENT_DEAD);
     CHECK_EQ(dead->hazard[0], 0);
     sl_map_put(c, m);
+    sl_appender_close(a);
+    close_partition();
+}
+
+/* Appends until `segments` more have been begun; a fresh one is always to be had. */
+static int run_through(sl_appender *a, int segments) {
+    sl_partition *p = sl_cluster_partition(c, block);
+    uint64_t until = sl_cur_number(p->cur) + (uint64_t)segments;
+    static const char text[] = "one record of many, long enough to fill a segment in good time and short enough to be dull";
+    while (sl_cur_number(p->cur) < until) {
+        for (int ready = sl_log_ready(c, block); ready < 2; ready++) {
+            int64_t buffer = sl_segment_make(c, SL_SEGMENT_MIN_BYTES);
+            if (buffer < 0 || sl_log_publish(c, 31, block, p->leader_epoch, (uint32_t)buffer) < 0) { if (buffer >= 0) sl_segment_unlink(c, (uint32_t)buffer); break; }
+        }
+        sl_offsets o;
+        if (sl_log_offsets(c, 31, block, &o) == SL_OK) sl_log_advance(c, block, SL_WORD_SPILLED, p->leader_epoch, o.end);
+        while (sl_log_ready(c, block) < 2 && sl_log_takeout(c, 30, block) > 0) {} /* somebody makes room, of what he can */
+        if (append_text(a, text, NULL) < 0) return 0;
+    }
+    return 1;
+}
+
+/* A recycler (row 9, a process of its own) is stopped at each step in turn: the ring goes on, all the way round and beyond; then it is resumed, and
+ * goes on legally, or killed, and its buffer is found. */
+static void recyclers_anywhere(const char *action, uint32_t flags) {
+    const char *places[] = {"recycle_claim", "recycle_tethers", "recycle_takeout", "recycle_scan", "recycle_reset", "recycle_publish"};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        if (!strcmp(places[i], "recycle_tethers") && (flags & SL_PF_SPILL)) continue;
+        open_partition(flags, SL_SEGMENT_MIN_BYTES);
+        sl_appender *a;
+        sl_appender_open(c, 0, block, fixture_topic_id, &a);
+        CHECK(run_through(a, 3));
+        char where[64];
+        snprintf(where, sizeof where, "%s:1:%s", places[i], action);
+        setenv("SHMLOG_FAILPOINT", where, 1);
+        pid_t pid = fork();
+        if (pid == 0) {
+            c = fixture_open();
+            sl_log_recycle(c, 9, block);
+            _exit(0);
+        }
+        unsetenv("SHMLOG_FAILPOINT");
+        int status;
+        waitpid(pid, &status, WUNTRACED);
+        int stopped = WIFSTOPPED(status);
+        CHECK(stopped || WIFSIGNALED(status));
+        CHECK(run_through(a, 2 * SL_DIR_SLOTS)); /* past the slot it was at work on, twice */
+        if (stopped) {
+            kill(pid, SIGCONT);
+            waitpid(pid, &status, 0);
+            CHECK_EQ(status, 0);
+            CHECK_EQ(sl_cluster_row(c, 9)->hazard[1], 0);
+        } else {
+            CHECK_EQ(sl_row_clean(c, 9), 0);
+            int lost = 0;
+            for (uint32_t buffer = 1; buffer < 200; buffer++) {
+                sl_map *m;
+                if (sl_map_get(c, buffer, 1, &m) < 0) continue;
+                lost += sl_segment_audit(c, 31, block, m);
+                uint64_t w = m->segment->claim;
+                sl_map_put(c, m);
+                CHECK(!(sl_claim_row(w) == 9 && (sl_claim_phase(w) == SL_SEGMENT_HELD || sl_claim_phase(w) == SL_SEGMENT_TRY)));
+            }
+            int before_claim = i == 0, undone = i == 1;
+            CHECK_EQ(lost, before_claim || undone ? 0 : 1);
+        }
+        CHECK(run_through(a, SL_DIR_SLOTS + 2));
+        sl_appender_close(a);
+        close_partition();
+    }
+}
+static void a_recycler_stopped_anywhere_holds_up_one_buffer_and_not_the_ring(void) { recyclers_anywhere("stop", SL_PF_SPILL); }
+static void a_recycler_of_a_memory_topic_stopped_anywhere_does_not_hold_up_the_ring(void) { recyclers_anywhere("stop", 0); }
+static void a_recycler_killed_anywhere_loses_no_buffer(void) { recyclers_anywhere("kill", SL_PF_SPILL); }
+static void a_recycler_of_a_memory_topic_killed_anywhere_loses_no_buffer(void) { recyclers_anywhere("kill", 0); }
+
+static void full_and_raise_is_an_error_and_not_a_wait(void) {
+    open_partition(SL_PF_SPILL | SL_PF_FULL_RAISE, SL_SEGMENT_MIN_BYTES);
+    sl_appender *a;
+    sl_appender_open(c, 0, block, fixture_topic_id, &a);
+    int rc;
+    sl_record r = record_of("0123456789", 10);
+    sl_append_result result;
+    while ((rc = sl_append(a, &r, -1, SOON, &result)) == 0) {}
+    CHECK_EQ(rc, SL_E_RING_FULL);
+    fixture_stock(c, 31, block, SL_SEGMENT_MIN_BYTES, 1);
+    CHECK_EQ(sl_append(a, &r, -1, SOON, &result), 0);
     sl_appender_close(a);
     close_partition();
 }
@@ -495,6 +582,11 @@ int main(void) {
     RUN(a_new_leader_epoch_fences_seals_and_goes_on_at_the_same_offset);
     RUN(headers_that_cannot_be_right_are_codes_and_never_a_crash);
     RUN(a_dead_rows_segment_is_unlinked_and_never_reused);
+    RUN(full_and_raise_is_an_error_and_not_a_wait);
+    RUN(a_recycler_stopped_anywhere_holds_up_one_buffer_and_not_the_ring);
+    RUN(a_recycler_of_a_memory_topic_stopped_anywhere_does_not_hold_up_the_ring);
+    RUN(a_recycler_killed_anywhere_loses_no_buffer);
+    RUN(a_recycler_of_a_memory_topic_killed_anywhere_loses_no_buffer);
     RUN(producers_in_processes_lose_nothing_and_keep_their_order);
     RUN(of_processes_racing_for_an_offset_exactly_one_wins_each);
     RUN(big_records_of_two_producers_make_progress);

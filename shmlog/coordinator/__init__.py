@@ -1,0 +1,1 @@
+"""The coordinator: decides (metadata), remembers (store), and keeps the processes of a cluster going (server)."""

@@ -1,0 +1,92 @@
+"""Real coordinators, standbys and spares, killed for real, with a broker that has no logs (fake_broker/)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmlog import lifecycle, proc, shm
+from shmlog.client.session import Session, attach
+
+DEADLINE_S = 30.0  # turns a hang into a failure; what is waited for takes milliseconds
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """Waits for a condition. Polling is the test's, not a sleep that a slow machine could outrun."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for: {what}"
+        time.sleep(0.001)
+    return value
+
+
+class Cluster:
+    """One cluster by its name, looked at from outside."""
+
+    def __init__(self, name: str, data: Path) -> None:
+        self.name = name
+        self.data = data
+        self.prefix = shm.prefix(name)
+        self.sessions: list[Session] = []
+
+    def start(self, brokers: int | None = None, **options: Any) -> bool:
+        return lifecycle.start_cluster(self.name, brokers, options.pop("data_dirs", [str(self.data)]), options.pop("config", None), **options)
+
+    def session(self) -> Session:
+        self.sessions.append(attach(f"shm://{self.name}"))
+        return self.sessions[-1]
+
+    @property
+    def control(self) -> Any:
+        return shm.read_control(self.prefix)[1]
+
+    def process(self, role: int, id: int = 0) -> tuple[int, int]:
+        """(pid, start ticks) of whoever lives in this role; (0, 0) nobody."""
+        control = self.control
+        for process in control.processes if control else ():
+            if process.role == role and process.id == id and proc.alive(process.pid, process.start_ticks):
+                return process.pid, process.start_ticks
+        return 0, 0
+
+    def pid(self, role: int, id: int = 0) -> int:
+        return self.process(role, id)[0]
+
+    def another(self, role: int, old: int, id: int = 0) -> int:
+        """Waits until somebody else than `old` has the role; returns the pid."""
+        return int(until(lambda: (pid := self.pid(role, id)) != old and pid, f"another process in role {role}"))
+
+    def kill(self, *pids: int, number: int = 9) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def pids(self) -> list[int]:
+        """Coordinators first, then the spare, then brokers: nobody is left to heal what is killed next."""
+        processes = [p for p in self.control.processes if proc.alive(p.pid, p.start_ticks)]
+        return [p.pid for p in sorted(processes, key=lambda p: {1: 0, 2: 0, 3: 1}.get(p.role, 2))]
+
+    def kill_all(self) -> None:
+        until(lambda: (self.kill(*self.pids()), not self.pids())[1], "everything to be dead")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    fake = str(Path(__file__).parent / "fake_broker")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [fake, os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    cluster = Cluster(f"t{os.getpid()}-{secrets.token_hex(4)}", tmp_path / "data")
+    try:
+        yield cluster
+    finally:
+        for session in cluster.sessions:
+            session.close()
+        lifecycle.discard(cluster.name)
+        left = [name for name in os.listdir(shm.DIRECTORY) if cluster.name in name]
+        assert not left, f"left in /dev/shm: {left}"

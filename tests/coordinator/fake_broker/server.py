@@ -1,0 +1,72 @@
+"""A broker without logs: it keeps its side of the protocol with the coordinator, and nothing else.
+
+A file `refuse` in its directory makes it say that 4,096 bytes cannot be written; `die` makes it end before it is ready.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import time
+
+from shmlog import messages as m
+from shmlog._ffi import ffi, lib
+from shmlog.client.session import attach
+
+
+def main(start: m.BrokerStart) -> int:
+    session = attach(f"shm://{start.cluster}", starting=True)
+    me = (start.broker_id, start.broker_epoch)
+    marks = start.directory or "/nonexistent"
+    process = session.control.processes[start.process]
+    sock: socket.socket | None = None
+    unframer = m.Unframer()
+    while True:
+        lib.sl_put64(ffi.addressof(process, "heartbeat_ns"), time.monotonic_ns())
+        if process.broker_epoch != start.broker_epoch:
+            return 0
+        if sock is None:
+            try:
+                sock, unframer = connect(session.run_dir), m.Unframer()
+            except OSError:
+                time.sleep(0.002)
+                continue
+            if os.path.exists(os.path.join(marks, "die")):
+                failure = m.Failure("StorageError", "the directory is not right")
+                sock.sendall(m.frame(m.BrokerFailed(*me, failure)))
+                m.receive(sock, time.monotonic() + 5)
+                return 1
+            sock.sendall(m.frame(m.Register(m.KIND_BROKER, 2)) + m.frame(m.BrokerReady(*me, session.view.version)))
+        if not select.select([sock], [], [], 0.2)[0]:
+            continue
+        try:
+            data = sock.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            sock.close()
+            sock = None
+            continue
+        for message in unframer.feed(data):
+            if isinstance(message, m.ViewChanged):
+                gone = tuple((p.block, p.topic_id) for p in m.decode_deleting(session.view.deleting) if p.leader == start.broker_id)
+                sock.sendall(m.frame(m.BrokerApplied(*me, session.view.version, gone)))
+            elif isinstance(message, m.Trim):
+                sock.sendall(m.frame(m.Trimmed(message.request, max(message.offset, 0))))
+            elif isinstance(message, m.BrokerStop):
+                refused = os.path.exists(os.path.join(marks, "refuse")) and not message.force
+                sock.sendall(m.frame(m.BrokerStopped(*me, 4096 if refused else 0)))
+                if not refused:
+                    return 0
+            elif isinstance(message, m.Failure):
+                print("the coordinator says:", message.message, file=sys.stderr, flush=True)
+                return 1
+
+
+def connect(run_dir: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(5)
+    sock.connect(os.path.join(run_dir, "coordinator.sock"))
+    return sock

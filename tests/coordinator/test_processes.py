@@ -1,0 +1,492 @@
+"""Starting, killing, stopping and healing a whole cluster of real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shmlog import Cluster as Embedded
+from shmlog import config, errors, lifecycle, proc, shm
+from shmlog import messages as m
+from shmlog._ffi import lib
+from shmlog.client.session import Session, attach
+from tests.coordinator.conftest import Cluster, until
+
+COORDINATOR, STANDBY, SPARE, BROKER = lib.SL_ROLE_COORDINATOR, lib.SL_ROLE_STANDBY, lib.SL_ROLE_SPARE, lib.SL_ROLE_BROKER
+
+
+def topic(session: Session, name: str, partitions: int = 1) -> m.TopicView:
+    reply = session.request(m.CreateTopics((m.TopicSpec(name, os.urandom(16), partitions),)))
+    assert reply.failures == (None,), reply
+    found = session.topic(name)
+    assert found is not None
+    return found
+
+
+# --- up and down -------------------------------------------------------------------------------------------------------
+
+
+def test_up_twice_is_a_no_op_and_down_leaves_nothing(cluster: Cluster) -> None:
+    assert cluster.start(brokers=2)
+    assert lifecycle.is_up(cluster.name)
+    assert not cluster.start(brokers=2)
+    assert not cluster.start()
+    pids = cluster.pids()
+    assert len(pids) >= 4
+    assert lifecycle.stop_cluster(cluster.name)
+    assert not lifecycle.is_up(cluster.name)
+    assert shm.names(cluster.prefix) == []
+    assert not os.path.exists(config.run_dir(cluster.name))
+    assert not lifecycle.stop_cluster(cluster.name)
+
+
+def test_up_with_other_options_names_the_difference(cluster: Cluster) -> None:
+    cluster.start(config={"num.partitions": "3"})
+    with pytest.raises(errors.InvalidConfigurationError, match=r"1 brokers, not 2; data in .*memory only; num\.partitions=3, not 4"):
+        cluster.start(brokers=2, data_dirs=[], config={"num.partitions": "4"})
+    assert not cluster.start(config={"num.partitions": 3})
+
+
+def test_two_starts_at_once_make_one_cluster(cluster: Cluster) -> None:
+    results: list[bool] = []
+    threads = [threading.Thread(target=lambda: results.append(cluster.start())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [False, False, False, True]
+    assert sum(p.role == COORDINATOR for p in cluster.control.processes) == 1
+
+
+def test_topics_survive_down_and_up(cluster: Cluster) -> None:
+    cluster.start()
+    with attach(f"shm://{cluster.name}") as session:
+        before = topic(session, "t", 3)
+        epoch = session.view.coordinator_epoch
+    lifecycle.stop_cluster(cluster.name)
+    cluster.start()
+    session = cluster.session()
+    after = session.topic("t")
+    assert after is not None
+    assert after.topic_id == before.topic_id
+    assert session.view.coordinator_epoch > epoch
+    assert all(a.leader_epoch > b.leader_epoch for a, b in zip(after.partitions, before.partitions, strict=True))
+
+
+def test_down_with_wipe_removes_our_files_and_only_those(cluster: Cluster) -> None:
+    cluster.start()
+    (cluster.data / "notes.txt").write_text("mine")
+    lifecycle.stop_cluster(cluster.name, wipe=True)
+    assert [path.name for path in cluster.data.iterdir()] == ["notes.txt"]
+
+
+def test_what_cannot_be_written_is_counted_and_kept_unless_forced(cluster: Cluster) -> None:
+    cluster.start()
+    session = cluster.session()
+    before = topic(session, "t")
+    (cluster.data / "broker-0").mkdir(exist_ok=True)
+    (cluster.data / "broker-0" / "refuse").touch()
+    with pytest.raises(errors.StorageError, match="4,096 bytes"):
+        lifecycle.stop_cluster(cluster.name)
+    assert lifecycle.is_up(cluster.name)
+    after = session.topic("t")
+    assert after is not None
+    assert after.partitions[0].leader_epoch > before.partitions[0].leader_epoch  # its broker had fenced it, and opens it anew
+    assert lifecycle.stop_cluster(cluster.name, force=True)
+
+
+def test_a_broker_that_cannot_start_is_the_error_of_up(cluster: Cluster) -> None:
+    (cluster.data / "broker-0").mkdir(parents=True)
+    (cluster.data / "broker-0" / "die").touch()
+    with pytest.raises(errors.StorageError, match="the directory is not right"):
+        cluster.start()
+    until(lambda: not shm.names(cluster.prefix) and not os.path.exists(config.run_dir(cluster.name)), "nothing to be left")
+
+
+def test_a_data_directory_in_use_is_the_error_of_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.start()
+    other = Cluster(cluster.name + "b", cluster.data)
+    with pytest.raises(errors.IllegalStateError, match="in use by another cluster"):
+        other.start()
+    assert shm.names(other.prefix) == []
+    assert not os.path.exists(config.run_dir(other.name))
+
+
+def test_without_data_directories_nothing_is_written_and_memory_survives_a_kill(cluster: Cluster) -> None:
+    cluster.start(data_dirs=[])
+    session = cluster.session()
+    before = topic(session, "t")
+    assert not session.has_disk
+    assert session.partition_directory("t", 0) is None
+    cluster.kill_all()
+    assert cluster.start(data_dirs=None)
+    assert session.topic("t").topic_id == before.topic_id  # type: ignore[union-attr]
+    assert not cluster.data.exists()
+
+
+# --- kill -9 -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_standby_takes_over_and_gets_a_standby(cluster: Cluster) -> None:
+    cluster.start()
+    session = cluster.session()
+    topic(session, "before")
+    row = session.take_row(session.PRODUCER)
+    for turn in range(3):
+        epoch = cluster.control.coordinator_epoch
+        standby = until(lambda: cluster.pid(STANDBY), "a standby")
+        old = cluster.pid(COORDINATOR)
+        broker = cluster.pid(BROKER)
+        cluster.kill(old)
+        topic(session, f"after{turn}")  # the request waits for the new one
+        assert cluster.control.coordinator_epoch > epoch
+        assert cluster.pid(COORDINATOR) == standby
+        assert cluster.pid(BROKER) == broker
+    assert session.topics() == ["after0", "after1", "after2", "before"]
+    assert lib.sl_cluster_row(session.cluster, row).state == lib.SL_ROW_LIVE
+    assert session.request(m.DescribeCluster()).rows >= 1
+
+
+def test_a_broker_is_started_again_under_new_epochs(cluster: Cluster) -> None:
+    cluster.start(brokers=2)
+    session = cluster.session()
+    before = topic(session, "t", 2)
+    epoch = session.view.brokers[1].broker_epoch
+    cluster.kill(old := cluster.pid(BROKER, 1))
+    cluster.another(BROKER, old, 1)
+    after = session.topic("t")
+    assert after is not None
+    for was, now in zip(before.partitions, after.partitions, strict=True):
+        assert (now.leader_epoch > was.leader_epoch) == (now.leader == 1)
+    assert session.view.brokers[1].broker_epoch > epoch
+
+
+@pytest.mark.parametrize(
+    "victims", [(SPARE,), (STANDBY,), (COORDINATOR, STANDBY), (COORDINATOR, SPARE), (STANDBY, SPARE), (BROKER, SPARE), (COORDINATOR, BROKER)]
+)
+def test_any_of_them_may_die_together(cluster: Cluster, victims: tuple[int, ...]) -> None:
+    cluster.start()
+    session = cluster.session()
+    topic(session, "before")
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    olds = [cluster.pid(role) for role in victims]
+    cluster.kill(*olds)
+    topic(session, "after")
+    for role in (COORDINATOR, STANDBY, SPARE, BROKER):
+        until(lambda role=role: (pid := cluster.pid(role)) and pid not in olds, f"role {role} to be there again")
+    assert session.topics() == ["after", "before"]
+    # And what is there now works: a broker can be forked.
+    cluster.kill(old := cluster.pid(BROKER))
+    cluster.another(BROKER, old)
+
+
+def test_everything_killed_is_an_error_at_once_and_resumes_with_all(cluster: Cluster) -> None:
+    cluster.start()
+    session = cluster.session()
+    before = topic(session, "t", 2)
+    epoch = session.view.coordinator_epoch
+    cluster.kill_all()
+    for call in (session.check, lambda: attach(f"shm://{cluster.name}"), lambda: session.request(m.DescribeCluster())):
+        with pytest.raises(errors.NoBrokersAvailable):
+            call()
+    assert not lifecycle.is_up(cluster.name)
+    assert cluster.start()
+    session.check()
+    assert session.topic("t").topic_id == before.topic_id  # type: ignore[union-attr]
+    assert session.request(m.DescribeCluster()).coordinator_epoch > epoch
+
+
+def test_down_after_everything_was_killed_goes_through_an_orderly_shutdown(cluster: Cluster) -> None:
+    cluster.start()
+    topic(cluster.session(), "t")
+    cluster.kill_all()
+    (cluster.data / "broker-0").mkdir(exist_ok=True)
+    (cluster.data / "broker-0" / "refuse").touch()
+    with pytest.raises(errors.StorageError, match="4,096 bytes"):  # so a broker was started and asked
+        lifecycle.stop_cluster(cluster.name)
+    (cluster.data / "broker-0" / "refuse").unlink()
+    assert lifecycle.stop_cluster(cluster.name)
+    assert shm.names(cluster.prefix) == []
+
+
+def test_memory_of_another_boot_is_removed_and_the_disk_is_believed(cluster: Cluster) -> None:
+    cluster.start()
+    with attach(f"shm://{cluster.name}") as session:
+        before = topic(session, "t")
+    cluster.kill_all()
+    path = shm.DIRECTORY + shm.object_name(cluster.prefix, "control")
+    with open(path, "r+b") as file:
+        data = bytearray(file.read())
+        data[16:32] = os.urandom(16)  # the boot id
+        data[88:92] = lib.sl_crc32c(0, bytes(data[:88]), 88).to_bytes(4, "little")
+        file.seek(0)
+        file.write(data)
+    with pytest.raises(errors.NoBrokersAvailable):
+        attach(f"shm://{cluster.name}")
+    cluster.start()
+    after = cluster.session().topic("t")
+    assert after is not None
+    assert after.topic_id == before.topic_id
+    assert after.partitions[0].leader_epoch > before.partitions[0].leader_epoch + 10  # beyond what the disk may have missed
+
+
+def test_memory_of_another_layout_is_refused_by_all_and_not_touched(cluster: Cluster) -> None:
+    cluster.start()
+    path = shm.DIRECTORY + shm.object_name(cluster.prefix, "control")
+
+    def set_layout(version: int) -> None:
+        with open(path, "r+b") as file:
+            data = bytearray(file.read(128))
+            data[8:12] = version.to_bytes(4, "little")
+            data[88:92] = lib.sl_crc32c(0, bytes(data[:88]), 88).to_bytes(4, "little")
+            file.seek(0)
+            file.write(data)
+
+    set_layout(999)
+    try:
+        for call in (lambda: attach(f"shm://{cluster.name}"), cluster.start, lambda: lifecycle.stop_cluster(cluster.name)):
+            with pytest.raises(errors.VersionMismatchError) as caught:
+                call()
+            assert (caught.value.found, caught.value.supported) == (999, lib.SL_LAYOUT_VERSION)
+    finally:
+        set_layout(lib.SL_LAYOUT_VERSION)
+    assert lifecycle.is_up(cluster.name)
+
+
+# --- stopped processes -------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_broker_is_killed_and_replaced(cluster: Cluster) -> None:
+    cluster.start()
+    old = cluster.pid(BROKER)
+    cluster.kill(old, number=signal.SIGSTOP)
+    cluster.another(BROKER, old)
+    assert not proc.alive(old, proc.start_ticks(old))
+
+
+def test_a_stopped_coordinator_is_killed_before_it_is_replaced(cluster: Cluster) -> None:
+    cluster.start()
+    session = cluster.session()
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    old = cluster.pid(COORDINATOR)
+    cluster.kill(old, number=signal.SIGSTOP)
+    topic(session, "t")
+    assert cluster.pid(COORDINATOR) not in (0, old)
+    assert not proc.alive(old, proc.start_ticks(old))
+
+
+# --- rows --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Iterator[subprocess.Popen[str]]:
+    """A process that has taken rows and then sleeps."""
+    cluster.start()
+    code = (
+        "import sys, time\nfrom shmlog.client.session import attach\ns = attach(sys.argv[1])\n"
+        "print(s.take_row(1), s.take_row(2), flush=True)\nsys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, f"shm://{cluster.name}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("takeover", [False, True])
+def test_rows_of_a_killed_client_are_cleaned_and_given_out_again(cluster: Cluster, client: subprocess.Popen[str], takeover: bool) -> None:
+    assert client.stdout
+    rows = [int(word) for word in client.stdout.readline().split()]
+    session = cluster.session()
+    for row in rows:
+        assert lib.sl_cluster_row(session.cluster, row).pid == client.pid
+    if takeover:
+        until(lambda: cluster.pid(STANDBY), "a standby")
+        cluster.kill(old := cluster.pid(COORDINATOR))
+        cluster.another(COORDINATOR, old)
+        session.request(m.DescribeCluster())
+        for row in rows:
+            assert lib.sl_cluster_row(session.cluster, row).state == lib.SL_ROW_LIVE  # adopted, not given away
+    fifo = Path(config.run_dir(cluster.name)) / f"w{rows[1]}"
+    os.mkfifo(fifo)
+    client.kill()
+    for row in rows:
+        until(lambda row=row: lib.sl_cluster_row(session.cluster, row).state == lib.SL_ROW_FREE, f"row {row} to be free")
+    assert not fifo.exists()
+    assert {session.take_row(session.CONSUMER) for _ in range(16)} >= set(rows)
+
+
+def test_rows_of_a_client_that_died_while_no_coordinator_lived_are_cleaned(cluster: Cluster, client: subprocess.Popen[str]) -> None:
+    assert client.stdout
+    rows = [int(word) for word in client.stdout.readline().split()]
+    cluster.kill_all()
+    client.kill()
+    client.wait()
+    cluster.start()
+    session = cluster.session()
+    assert all(lib.sl_cluster_row(session.cluster, row).state == lib.SL_ROW_FREE for row in rows)
+
+
+def test_rows_given_back_are_given_out_again(cluster: Cluster) -> None:
+    cluster.start()
+    with attach(f"shm://{cluster.name}") as session:
+        row = session.take_row(session.PRODUCER)
+        assert session.take_row(session.PRODUCER) != row
+        session.give_row(row)
+        assert session.take_row(session.PRODUCER) == row
+        generation = lib.sl_cluster_row(session.cluster, row).generation
+    session = cluster.session()
+    assert row in {session.take_row(session.PRODUCER) for _ in range(8)}
+    assert lib.sl_cluster_row(session.cluster, row).generation > generation
+
+
+def test_the_table_of_rows_grows(cluster: Cluster) -> None:
+    cluster.start()
+    session = cluster.session()
+    rows = {session.take_row(session.PRODUCER) for _ in range(200)}
+    assert len(rows) == 200
+    assert lib.sl_cluster_rows_used(session.cluster) > 200
+    assert all(lib.sl_cluster_row(session.cluster, row).pid == os.getpid() for row in rows)
+
+
+# --- clients -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_cluster_is_an_error_that_says_what_to_run(cluster: Cluster) -> None:
+    with pytest.raises(errors.NoBrokersAvailable, match=f"shmlog up --cluster {cluster.name}"):
+        attach(f"shm://{cluster.name}")
+    with pytest.raises(ConnectionError):
+        attach(f"shm://{cluster.name}")
+
+
+def test_a_view_changes_without_a_request(cluster: Cluster) -> None:
+    cluster.start()
+    session = cluster.session()
+    version = session.version_word[0]
+    code = (
+        "import sys\nfrom shmlog.client.session import attach\nfrom shmlog import messages as m\n"
+        "attach(sys.argv[1]).request(m.CreateTopics((m.TopicSpec('t'),)))"
+    )
+    subprocess.run([sys.executable, "-c", code, f"shm://{cluster.name}"], check=True)
+    assert session.wait_view(version, time.monotonic_ns() + 30 * 10**9)
+    assert session.topics() == ["t"]
+
+
+def test_namespaces_do_not_see_each_other(cluster: Cluster) -> None:
+    cluster.start()
+    with attach(f"shm://{cluster.name}/one") as one, attach(f"shm://{cluster.name}/two") as two, attach(f"shm://{cluster.name}") as none:
+        made = one.create_topic("t", time.monotonic_ns() + 30 * 10**9)
+        assert made.name == "one/t"
+        assert (one.topics(), two.topics(), none.topics()) == (["t"], [], [])
+        other = two.create_topic("t", time.monotonic_ns() + 30 * 10**9)
+        assert other.topic_id != made.topic_id
+        assert "one~t-0-" in (one.partition_directory("t", 0) or "")
+        none.request(m.DeleteNamespace("one"))
+        assert (one.topics(), two.topics()) == ([], ["t"])
+
+
+def test_deleted_blocks_come_free_through_their_broker(cluster: Cluster) -> None:
+    cluster.start()
+    session = cluster.session()
+    first = topic(session, "t", 3)
+    session.request(m.DeleteTopics(("t",)))
+    assert session.topic("t") is None
+    block = first.partitions[0].block
+    assert lib.sl_cluster_partition(session.cluster, block).state != lib.SL_PARTITION_LIVE
+    until(lambda: not m.decode_deleting(session.view.deleting), "the broker to report them removed")
+    second = topic(session, "t", 3)
+    assert {p.block for p in second.partitions} == {p.block for p in first.partitions}
+    assert second.topic_id != first.topic_id
+    assert all(p.leader_epoch > first.partitions[0].leader_epoch for p in second.partitions)
+
+
+def test_trims_go_to_the_leader_and_unknown_partitions_fail_alone(cluster: Cluster) -> None:
+    cluster.start()
+    session = cluster.session()
+    topic(session, "t")
+    done, failed = session.request(m.DeleteRecords((("t", 0, 5), ("t", 9, 5)))).results
+    assert done == 5
+    assert failed.name == "UnknownTopicOrPartitionError"
+
+
+def test_a_forked_child_is_told_and_can_open_its_own(cluster: Cluster) -> None:
+    cluster.start()
+    session = cluster.session()
+    session.take_row(session.PRODUCER)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            with pytest.raises(errors.ForkedProcessError):
+                session.topic("t")
+            with pytest.raises(errors.ForkedProcessError):
+                session.request(m.DescribeCluster())
+            session.close()
+            with attach(f"shm://{cluster.name}") as own:
+                own.take_row(own.PRODUCER)
+                own.create_topic("child", time.monotonic_ns() + 30 * 10**9)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert session.topics() == ["child"]
+
+
+def test_down_ends_the_handles_that_are_open(cluster: Cluster) -> None:
+    cluster.start()
+    session = cluster.session()
+    lifecycle.stop_cluster(cluster.name)
+    for call in (session.check, lambda: session.request(m.DescribeCluster()), lambda: session.wait_view(10**6, time.monotonic_ns() + 10**10)):
+        with pytest.raises(errors.ClosedError):
+            call()
+    cluster.start()
+    assert cluster.session().request(m.DescribeCluster()).rows >= 0  # a new handle is on the new cluster
+
+
+# --- embedded ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_embedded_cluster_is_the_default_in_its_block_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHMLOG_CLUSTER", "outer")
+    with Embedded(brokers=2) as embedded:
+        assert config.parse_address(None).cluster == embedded.name
+        assert embedded.address == f"shm://{embedded.name}"
+        assert embedded.namespace("test-17") == f"shm://{embedded.name}/test-17"
+        assert embedded.kill("broker", 1) > 0
+        with attach(None) as session:
+            topic(session, "t")
+    assert os.environ["SHMLOG_CLUSTER"] == "outer"
+    assert not os.path.exists(embedded.data_dir)
+    assert not [name for name in os.listdir("/dev/shm") if embedded.name in name]
+
+
+def test_an_embedded_cluster_ends_with_a_killed_program(cluster: Cluster) -> None:
+    code = "import sys\nfrom shmlog import Cluster\nc = Cluster()\nprint(c.name, c.data_dir, flush=True)\nsys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout
+        name, directory = program.stdout.readline().split()
+        program.kill()
+    until(lambda: not [n for n in os.listdir("/dev/shm") if name in n] and not os.path.exists(directory), "nothing to be left")
+
+
+def test_an_embedded_cluster_killed_as_a_whole_is_removed_by_the_next_start(cluster: Cluster) -> None:
+    code = "import sys\nfrom shmlog import Cluster\nc = Cluster()\nprint(c.name, c.data_dir, flush=True)\nsys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout
+        name, directory = program.stdout.readline().split()
+        other = Cluster(name, Path(directory))
+        program.send_signal(signal.SIGSTOP)
+        other.kill_all()
+        program.kill()
+    assert name in lifecycle.remove_orphans()
+    assert not os.path.exists(directory)
+    assert shm.names(other.prefix) == []

@@ -1,0 +1,263 @@
+"""Kill -9 of anything, at any time: every record that was acknowledged is there exactly once, in its producer's order."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workers import NOTE, Ledger
+
+from shmlog import Admin, Consumer, NewTopic, Producer, TopicPartition
+
+WORKERS = Path(__file__).with_name("workers.py")
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+    """Waits for a condition; a hang becomes a failure that names it."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        threading.Event().wait(0.005)  # between two looks at the condition, so that those we wait for have the CPU
+    return value
+
+
+class RealCluster:
+    """A cluster made by the command line, so that it can be killed whole and brought up again."""
+
+    def __init__(self, data: Path) -> None:
+        self.name = f"t{uuid.uuid4().hex[:10]}"
+        self.data = data
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def address(self) -> str:
+        return f"shm://{self.name}"
+
+    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "shmlog", *arguments, "--cluster", self.name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert not check or done.returncode == 0, f"shmlog {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+    def up(self) -> None:
+        self.command("up", "--data", str(self.data))
+
+    def status(self) -> dict[str, Any]:
+        return json.loads(self.command("status", "--json").stdout)  # type: ignore[no-any-return]
+
+    def pids(self, *roles: str) -> list[int]:
+        return [p["pid"] for p in self.status()["processes"] if p["role"] in roles and p["state"] in ("up", "active")]
+
+    def kill(self, *roles: str) -> None:
+        for pid in self.pids(*roles):
+            os.kill(pid, signal.SIGKILL)
+
+    def worker(self, *arguments: object) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, str(WORKERS), *map(str, arguments)])
+        self.workers.append(process)
+        return process
+
+    def end(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+        self.command("down", "--wipe", "--force", check=False)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[RealCluster]:
+    real = RealCluster(tmp_path / "data")
+    real.up()
+    yield real
+    real.end()
+    left = [name for name in os.listdir("/dev/shm") if real.name in name]
+    assert not left, f"left in /dev/shm: {left}"
+
+
+def check_everything(cluster: RealCluster, topic: str, ledgers: dict[int, Ledger]) -> int:
+    """A full read returns every acknowledged record exactly once, in order; what was in flight 0 or 1 times. Returns the number of records."""
+    seen = dict.fromkeys(ledgers, 0)
+    consumer = Consumer(bootstrap_servers=cluster.address, auto_offset_reset="earliest")
+    tp = TopicPartition(topic, 0)
+    consumer.assign([tp])
+    consumer.seek_to_beginning(tp)
+    end = consumer.end_offsets([tp])[tp]
+    offset = 0
+    while offset < end:
+        for record in until(lambda: consumer.poll(timeout_ms=1000, max_records=5000).get(tp), f"records from offset {offset} of {end}"):
+            assert record.offset == offset, f"offset {record.offset} where {offset} was expected"
+            producer_id, sequence = NOTE.unpack_from(record.value)
+            assert sequence == seen[producer_id], f"producer {producer_id}: {sequence} where {seen[producer_id]} was expected, offset {offset}"
+            seen[producer_id] += 1
+            offset += 1
+    consumer.close()
+    for producer_id, ledger in ledgers.items():
+        acknowledged = ledger.acknowledged
+        found = seen[producer_id]
+        assert acknowledged <= found <= acknowledged + 1, f"producer {producer_id}: {acknowledged} acknowledged, {found} in the log"
+        assert ledger.failures == 0, f"producer {producer_id}: {ledger.failures} sends failed"
+    verify = cluster.command("verify", check=False)
+    assert verify.returncode == 0, verify.stdout + verify.stderr
+    return end
+
+
+def kills(cluster: RealCluster, tmp_path: Path, memory_bytes: str | None, apart: int, count: int) -> None:
+    seed = int(os.environ.get("SHMLOG_SEED", str(random.randrange(1 << 30))))
+    print(f"SHMLOG_SEED={seed}")
+    choose = random.Random(seed)
+    config = {"shmlog.memory.bytes": memory_bytes} if memory_bytes else {}
+    admin = Admin(bootstrap_servers=cluster.address)
+    admin.create_topics([NewTopic("t", num_partitions=1, config=config)])
+    ledgers: dict[int, Ledger] = {}
+    producers: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start_producer() -> None:
+        producer_id = len(ledgers)
+        path = tmp_path / f"producer-{producer_id}"
+        ledgers[producer_id] = Ledger(path, create=True)
+        producers[producer_id] = cluster.worker("produce", cluster.address, "t", path, producer_id, 1 << 40)
+
+    def start_consumer() -> tuple[subprocess.Popen[bytes], Ledger]:
+        path = tmp_path / f"consumer-{uuid.uuid4().hex[:6]}"
+        ledger = Ledger(path, create=True)
+        return cluster.worker("consume", cluster.address, "t", path), ledger
+
+    def total() -> int:
+        return sum(ledger.acknowledged for ledger in ledgers.values())
+
+    for _ in range(4):
+        start_producer()
+    consumer, consumed = start_consumer()
+    for kill in range(count):
+        begin = total()
+        until(lambda begin=begin: total() >= begin + apart, f"{apart} records after kill {kill}")
+        [broker] = until(lambda: cluster.pids("broker"), "a broker that is up")
+        os.kill(broker, signal.SIGKILL)
+        until(lambda broker=broker: any(pid != broker for pid in cluster.pids("broker")), "the next broker")
+        victim = choose.choice(sorted(producers))
+        producers.pop(victim).kill()
+        start_producer()
+        if choose.random() < 0.5:
+            assert consumed.failures == 0
+            consumer.kill()
+            consumer, consumed = start_consumer()
+    begin = total()
+    until(lambda: total() >= begin + apart, "records after the last kill")
+    everybody = cluster.pids("coordinator", "standby", "spare", "broker")
+    for pid in [*everybody, *(p.pid for p in producers.values()), consumer.pid]:
+        os.kill(pid, signal.SIGKILL)
+    for worker in cluster.workers:
+        worker.wait()
+    cluster.up()
+    assert consumed.failures == 0
+    records = check_everything(cluster, "t", ledgers)
+    longest_ms = max(ledger.longest_wait_ns for ledger in ledgers.values()) / 1e6
+    print(f"{records} records, {len(ledgers)} producers, {count} broker kills; the longest send took {longest_ms:.1f} ms")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory_bytes", [None, str(4 << 20)], ids=["default_ring", "ring_of_4_MiB"])
+def test_five_kills_of_the_broker_and_one_of_everything_lose_nothing(cluster: RealCluster, tmp_path: Path, memory_bytes: str | None) -> None:
+    kills(cluster, tmp_path, memory_bytes, apart=50_000, count=5)
+
+
+def test_a_kill_of_the_broker_and_one_of_everything_lose_nothing(cluster: RealCluster, tmp_path: Path) -> None:
+    kills(cluster, tmp_path, None, apart=2_000, count=1)
+
+
+@pytest.mark.parametrize("role", ["coordinator", "standby", "spare"])
+def test_a_killed_helper_process_is_replaced_and_no_send_fails(cluster: RealCluster, tmp_path: Path, role: str) -> None:
+    Admin(bootstrap_servers=cluster.address).create_topics([NewTopic("t")])
+    ledger = Ledger(tmp_path / "producer", create=True)
+    cluster.worker("produce", cluster.address, "t", tmp_path / "producer", 0, 1 << 40)
+    until(lambda: ledger.acknowledged > 1000, "a thousand records")
+    [victim] = cluster.pids(role)
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: [pid for pid in cluster.pids(role) if pid != victim], f"another {role}")
+    seen = ledger.acknowledged
+    until(lambda: ledger.acknowledged > seen + 1000, "a thousand more records")
+    cluster.workers[0].kill()
+    cluster.workers[0].wait()
+    check_everything(cluster, "t", {0: ledger})
+
+
+def races(cluster: RealCluster, tmp_path: Path, count: int) -> None:
+    Admin(bootstrap_servers=cluster.address).create_topics([NewTopic("t")])
+    ledgers = [Ledger(tmp_path / f"racer-{i}", create=True) for i in range(8)]
+    for i in range(8):
+        cluster.worker("race", cluster.address, "t", tmp_path / f"racer-{i}", i, count)
+    for worker in cluster.workers:
+        assert worker.wait(timeout=1200) == 0
+    consumer = Consumer(bootstrap_servers=cluster.address)
+    tp = TopicPartition("t", 0)
+    consumer.assign([tp])
+    consumer.seek_to_beginning(tp)
+    won = [0] * 8
+    offset = 0
+    while offset < count:
+        for record in until(lambda: consumer.poll(timeout_ms=1000, max_records=5000).get(tp), f"records from offset {offset}"):
+            racer, expected = NOTE.unpack_from(record.value)
+            assert record.offset == expected == offset
+            won[racer] += 1
+            offset += 1
+    consumer.close()
+    assert offset == count
+    assert won == [ledger.acknowledged for ledger in ledgers]
+    print(f"{count} offsets, won by {won}")
+
+
+@pytest.mark.slow
+def test_of_eight_processes_exactly_one_wins_each_of_a_million_offsets(cluster: RealCluster, tmp_path: Path) -> None:
+    races(cluster, tmp_path, 1_000_000)
+
+
+def test_of_eight_processes_exactly_one_wins_each_offset(cluster: RealCluster, tmp_path: Path) -> None:
+    races(cluster, tmp_path, 3_000)
+
+
+def sleeps_through(cluster: RealCluster, total_bytes: int) -> None:
+    Admin(bootstrap_servers=cluster.address).create_topics([NewTopic("t")])
+    tp = TopicPartition("t", 0)
+    consumer = Consumer(bootstrap_servers=cluster.address)
+    consumer.assign([tp])
+    consumer.seek_to_beginning(tp)
+    value_bytes, n = 16_384, 0
+    with Producer(bootstrap_servers=cluster.address, acks=1) as producer:
+        producer.send("t", NOTE.pack(0, 0).ljust(value_bytes, b"."), partition=0)
+        [first] = until(lambda: consumer.poll(timeout_ms=100).get(tp), "the first record")
+        assert first.offset == 0
+        for n in range(1, total_bytes // value_bytes):
+            producer.send("t", NOTE.pack(0, n).ljust(value_bytes, b"."), partition=0)
+        offset = 1
+        while offset <= n + 1000:
+            if offset > n - 1000 and n < total_bytes // value_bytes + 1000:  # near the end it gets company: live, while it crosses over
+                n += 1
+                producer.send("t", NOTE.pack(0, n).ljust(value_bytes, b"."), partition=0)
+            records = consumer.poll(timeout_ms=100, max_records=500).get(tp, [])
+            for record in records:
+                assert (record.offset, NOTE.unpack_from(record.value)[1]) == (offset, offset)
+                offset += 1
+            if offset > n and n >= total_bytes // value_bytes + 1000:
+                break
+    consumer.close()
+    assert offset == n + 1
+
+
+@pytest.mark.slow
+def test_a_consumer_that_sleeps_while_a_gibibyte_flows_past_reads_all_of_it(cluster: RealCluster) -> None:
+    sleeps_through(cluster, 1 << 30)
+
+
+def test_a_consumer_that_sleeps_while_memory_is_reused_reads_all_of_it(cluster: RealCluster) -> None:
+    sleeps_through(cluster, 128 << 20)
