@@ -1,27 +1,25 @@
-# One word per job: build check test test-all models demo bench bench-full install-c wheel clean.
-# Variables: PYTHON (makes the environment), VENV (where it is, .venv), SHARD=k/n (test-all), PREFIX (install-c), JOBS (pytest -n).
+# One word per job: build check test test-all models demo bench bench-full wheel clean.
+# Variables: PYTHON (makes the environment), VENV (where it is, .venv), SHARD=k/n (test-all), JOBS (pytest -n).
 # An environment of your own: make PYTHON=/path/bin/python VENV=/path test
 
 PYTHON ?= $(shell command -v python3)
 VENV   ?= .venv
 JOBS   ?= auto
-PREFIX ?= /usr/local
 SHARDS ?= 4
 CC     ?= gcc
 
 BIN     := $(VENV)/bin
 comma   := ,
-C_CORE  := $(filter-out csrc/pyext.c,$(wildcard csrc/*.c))
+C_CORE  := $(wildcard csrc/*.c)
 C_HEADS := $(wildcard csrc/*.h)
 C_TESTS := $(wildcard tests/c/test_*.c)
 # The core is compiled by the same flags everywhere; setup.py has them too.
 CFLAGS_CORE := -std=gnu11 -Wall -Wextra -pthread -Icsrc
 # An environment may serve several checkouts and a checkout several environments: the stamps carry the environment's path.
 STAMP   := build/stamp$(subst /,-,$(abspath $(VENV)))
-PY_INC   = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 
 .DELETE_ON_ERROR:
-.PHONY: help build check test test-c test-c-tsan test-all models demo bench bench-full install-c wheel clean prerequisites
+.PHONY: help build check test test-c test-c-tsan test-c-aarch64 test-all models demo bench bench-full wheel clean prerequisites
 help:
 	@sed -n '1,3s/^# *//p' Makefile
 
@@ -47,7 +45,7 @@ $(BIN)/python: | prerequisites
 
 # The environment: tools for building at their own versions (no build isolation, so that a rebuild needs no network), then
 # shmlog itself, editable.
-$(STAMP): pyproject.toml setup.py shmlog/_build.py $(C_CORE) $(C_HEADS) $(wildcard csrc/pyext.c) | prerequisites $(BIN)/python
+$(STAMP): pyproject.toml setup.py shmlog/_build.py $(C_CORE) $(C_HEADS) | prerequisites $(BIN)/python
 	@$(BIN)/python -c 'import sys, cffi, setuptools; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' 2>/dev/null \
 	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77' wheel 'cffi>=1.16'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[rich,test,dev]'
@@ -66,27 +64,19 @@ check: build
 	@if command -v aarch64-linux-gnu-gcc >/dev/null; then set -e; for c in $(C_CORE); do \
 	  aarch64-linux-gnu-gcc $(CFLAGS_CORE) -O2 -Werror -fsyntax-only $$c; done; echo "C: the same for aarch64"; \
 	else echo "C: aarch64 not checked here (no aarch64-linux-gnu-gcc)"; fi
-	@[ ! -e csrc/pyext.c ] || $(CC) $(CFLAGS_CORE) -O2 -Werror -DPy_LIMITED_API=0x030B0000 -I$(PY_INC) -fsyntax-only csrc/pyext.c
 	$(BIN)/python -m pytest -q tests/test_layering.py
 
 # ---- test --------------------------------------------------------------------------------------------------------------
 
-# tests/c/test_*.c are programs: linked with all of the core, exit 0 is a pass, what they print is shown when they fail.
-define c_program
-build/c-$(1)/%: tests/c/%.c $$(C_CORE) $$(C_HEADS) $$(wildcard tests/c/*.h)
-	@mkdir -p $$(@D)
-	$$(CC) $$(CFLAGS_CORE) -Itests/c -O1 -g -Werror -DSL_FAILPOINTS $(2) -o $$@ $$< $$(C_CORE)
-endef
-$(eval $(call c_program,asan,-fsanitize=address$(comma)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer))
-$(eval $(call c_program,tsan,-fsanitize=thread -Wno-tsan))
-
-run_c = set -e; for t in $(1); do echo "C $$t"; timeout 600 $$t > $$t.log 2>&1 \
-  || { code=$$?; cat $$t.log; echo "$$t: exit $$code" >&2; exit 1; }; done
-
-test-c: $(patsubst tests/c/%.c,build/c-asan/%,$(C_TESTS))
-	@$(call run_c,$^)
-test-c-tsan: $(patsubst tests/c/%.c,build/c-tsan/%,$(C_TESTS))
-	@$(call run_c,$^)
+# tests/c/test_*.c are programs, linked with all of the core; tests/c/Makefile says how. What they print is shown when they fail.
+C_MAKE = $(MAKE) --no-print-directory -s -C tests/c BUILD=$(CURDIR)/build/c
+quiet = log=build/c-$(1).log; mkdir -p build; echo "C tests: $(1)"; $(C_MAKE) $(1) > $$log 2>&1 || { code=$$?; cat $$log; exit $$code; }
+test-c:
+	@$(call quiet,check)
+test-c-tsan:
+	@$(call quiet,tsan)
+test-c-aarch64:
+	@$(call quiet,aarch64)
 
 test: build
 	@$(MAKE) --no-print-directory test-c
@@ -94,7 +84,7 @@ test: build
 
 # Everything, slow tests too, in SHARDS parts. A part that passed is not run again until a file changes (build/test-all/ has a
 # stamp per state of the tree), so an interrupted run goes on where it was. SHARD=k/n runs that part alone.
-# The first part also has the models and the C tests under TSan.
+# The first part also has the models; the second the C tests under TSan and, built for 64-bit ARM, under qemu (which proves nothing about ordering).
 test-all: build
 	@set -e; state=$$({ git ls-files -coz --exclude-standard 2>/dev/null || find . -name build -prune -o -type f -print0; } | xargs -0 -r sha1sum 2>/dev/null | sha1sum | cut -c1-16); \
 	if [ -n "$(SHARD)" ]; then list="$(SHARD)"; \
@@ -103,15 +93,14 @@ test-all: build
 	  stamp=build/test-all/$$state/$$(echo $$shard | tr / -); \
 	  if [ -e $$stamp ]; then echo "test-all $$shard: passed already for these files ($$stamp)"; continue; fi; \
 	  echo "test-all $$shard"; \
-	  case $$shard in 1/*) $(MAKE) --no-print-directory test-c test-c-tsan models;; esac; \
+	  case $$shard in 1/*) $(MAKE) --no-print-directory models;; 2/*) $(MAKE) --no-print-directory test-c-tsan test-c-aarch64;; esac; \
 	  $(BIN)/python -m pytest -n $(JOBS) -m '' --shard $$shard; \
 	  mkdir -p $$(dirname $$stamp); touch $$stamp; \
 	done
 
 models:
-	@[ -x tests/models/run ] || { echo "tests/models/run is missing: the models were not checked" >&2; exit 1; }
 	@command -v spin >/dev/null || { echo "The models need spin: sudo apt-get install -y spin" >&2; exit 1; }
-	tests/models/run
+	$(BIN)/python tests/models/run.py
 
 # ---- use ---------------------------------------------------------------------------------------------------------------
 
@@ -121,21 +110,6 @@ bench: build
 	$(BIN)/python -m perf
 bench-full: build
 	$(BIN)/python -m perf --full
-
-# The C library alone, for C programs: header, shared library, pkg-config file.
-VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-build/libshmlog.so: $(C_CORE) $(C_HEADS)
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS_CORE) -O2 -fPIC -fvisibility=hidden -shared -Wl,-soname,libshmlog.so.0 -o $@ $(C_CORE)
-install-c: build/libshmlog.so
-	install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig
-	install -m 644 csrc/shmlog.h $(DESTDIR)$(PREFIX)/include/
-	install -m 755 build/libshmlog.so $(DESTDIR)$(PREFIX)/lib/libshmlog.so.$(VERSION)
-	ln -sf libshmlog.so.$(VERSION) $(DESTDIR)$(PREFIX)/lib/libshmlog.so.0
-	ln -sf libshmlog.so.0 $(DESTDIR)$(PREFIX)/lib/libshmlog.so
-	printf '%s\n' 'prefix=$(PREFIX)' 'Name: shmlog' "Description: Kafka's model in shared memory on one machine" \
-	  'Version: $(VERSION)' 'Cflags: -I$${prefix}/include' 'Libs: -L$${prefix}/lib -lshmlog' 'Libs.private: -pthread' \
-	  > $(DESTDIR)$(PREFIX)/lib/pkgconfig/shmlog.pc
 
 wheel: build
 	$(BIN)/python -m build --no-isolation --outdir dist

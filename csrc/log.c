@@ -652,7 +652,8 @@ int sl_log_offsets(sl_cluster *cluster, uint32_t row_index, uint32_t block, sl_o
     out->spilled = sl_word_offset(sl_load_acquire(&p->spilled));
     out->last_stable = sl_word_offset(sl_load_acquire(&p->last_stable));
     out->high_watermark = sl_word_offset(sl_load_acquire(&p->high_watermark));
-    for (int turn = 0; turn < 1000; turn++) {
+    for (int turn = 0;; turn++) {
+        if (turn == 1000) return SL_E_DAMAGED; /* the directory does not hold the active segment, and that does not pass */
         uint64_t c = sl_load_acquire(&p->cur), n = sl_cur_number(c);
         if (n == 0) { out->end = out->spilled; break; }
         uint32_t buffer = sl_log_buffer(p, n);

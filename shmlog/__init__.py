@@ -10,6 +10,15 @@ TYPE_CHECKING = False  # not typing's: that import alone costs 5 ms
 if TYPE_CHECKING:
     from typing import Any
 
+    from shmlog.client.admin import Admin as Admin
+    from shmlog.client.admin import Admin as KafkaAdminClient
+    from shmlog.client.consumer import Consumer as Consumer
+    from shmlog.client.consumer import Consumer as KafkaConsumer
+    from shmlog.client.consumer import RecordBatch as RecordBatch
+    from shmlog.client.producer import Delivery as Delivery
+    from shmlog.client.producer import Producer as KafkaProducer
+    from shmlog.client.producer import Producer as Producer
+    from shmlog.embedded import Cluster as Cluster
     from shmlog.errors import KafkaError as KafkaError
     from shmlog.errors import ShmlogError as ShmlogError
     from shmlog.types import NewPartitions as NewPartitions
@@ -44,7 +53,7 @@ _EXPORTS = {
     "TopicPartition": ("shmlog.types", "TopicPartition"),
 }
 
-__all__ = ["__version__", "get_include", *_EXPORTS]  # noqa: PLE0604 (the names are strings, ruff cannot see it)
+__all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604 (the names are strings, ruff cannot see it)
 
 
 def __getattr__(name: str) -> Any:
@@ -64,12 +73,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_EXPORTS})
-
-
-def get_include() -> str:
-    """The directory of shmlog.h, for a C compiler's -I."""
-    import os
-
-    here = os.path.dirname(os.path.abspath(__file__))
-    installed = os.path.join(here, "include")  # put there by setup.py; a checkout has the header in csrc/ only
-    return installed if os.path.isdir(installed) else os.path.join(os.path.dirname(here), "csrc")

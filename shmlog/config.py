@@ -388,7 +388,7 @@ def parse_address(address: str | list[str] | None, environ: Mapping[str, str] = 
     if (not separator and ":" in address) or scheme in ("kafka", "PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"):
         raise InvalidConfigurationError(
             f'"{address}" is the address of a Kafka broker; shmlog is reached as "shm://{default_cluster(environ)}", '
-            "and by Kafka's own clients through its gateway: `shmlog run gateway`"
+            "and this version has no gateway for Kafka's own clients yet"
         )
     raise InvalidConfigurationError(f'{_shown(address)} is not an address; write "shm://name" or "shm://name/namespace"')
 

@@ -142,8 +142,6 @@ def test_wheel_is_for_the_stable_abi_and_holds_no_source(wheel: Path) -> None:
         names = archive.namelist()
     assert "shmlog/_core.abi3.so" in names and "shmlog/py.typed" in names
     assert not [name for name in names if name.startswith(("csrc/", "tests/", "perf/", "examples/"))]
-    if (ROOT / "csrc" / "shmlog.h").exists():
-        assert "shmlog/include/shmlog.h" in names
 
 
 @pytest.mark.slow
@@ -155,5 +153,5 @@ def test_installed_wheel_imports_from_anywhere(wheel: Path, tmp_path: Path) -> N
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     (site / "outer.pth").write_text(f"import sys; sys.path.append({os.path.dirname(os.path.dirname(pytest.__file__))!r})\n")
-    out = run(python, "-c", "import shmlog, shmlog._core as c; print(shmlog.__file__); print(c.__file__); print(shmlog.get_include())", cwd=tmp_path)
+    out = run(python, "-c", "import shmlog, shmlog._core as c; print(shmlog.__file__); print(c.__file__)", cwd=tmp_path)
     assert all(line.startswith(str(site)) for line in out.splitlines()), out

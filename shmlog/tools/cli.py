@@ -207,16 +207,13 @@ def pairs(given: Sequence[str], option: str = "-c") -> dict[str, str]:
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    import importlib.util
-
     from shmlog import __version__
     from shmlog._ffi import lib
 
-    binding = "cffi + fast" if importlib.util.find_spec("shmlog._fast") else "cffi"
     if settings().json or "--json" in sys.argv:
-        show({"version": __version__, "layout_version": lib.SL_LAYOUT_VERSION, "disk_version": lib.SL_DISK_VERSION, "binding": binding})
+        show({"version": __version__, "layout_version": lib.SL_LAYOUT_VERSION, "disk_version": lib.SL_DISK_VERSION, "binding": "cffi"})
     else:
-        print(f"shmlog {__version__} (layout {lib.SL_LAYOUT_VERSION}, disk {lib.SL_DISK_VERSION}, binding {binding}, Python {sys.version.split()[0]})")
+        print(f"shmlog {__version__} (layout {lib.SL_LAYOUT_VERSION}, disk {lib.SL_DISK_VERSION}, binding cffi, Python {sys.version.split()[0]})")
     ctx.exit()
 
 
