@@ -315,7 +315,9 @@ def test_records_appear_while_produce_waits_for_more_input(on: Any, shmlog_clust
         assert process.stdin
         process.stdin.write(b"first\n")
         process.stdin.flush()
-        assert on("consume", "t", "--wait", "-n", "1", "--timeout", str(DEADLINE_S)).out == "first\n"
+        got = on("consume", "t", "--wait", "-n", "1", "--timeout", str(DEADLINE_S))
+        assert got.code == 0, got
+        assert got.out == "first\n"
         process.stdin.close()
         assert process.wait(DEADLINE_S) == 0
 
