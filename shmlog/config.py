@@ -121,8 +121,8 @@ class TopicConfig:
         "Which payloads the producer covers with a CRC: those up to 4 KiB, or all.")
     shmlog_full: str = _key(
         "string", "block", one_of("block", "raise", "drop_oldest"),
-        "What an append does when the partition's memory is full: wait (up to max_block_ms), raise, or, "
-        "with shmlog.spill=false, drop the oldest records.")
+        "What an append does when the partition's memory is full, because the disk or a tethered consumer is slower: wait (up to "
+        "max_block_ms), raise, or drop the oldest records (counted; their readers get OffsetOutOfRangeError).")
     shmlog_memory_bytes: int = _key(
         "long", -1, at_least_or_unset(64 * KIB),
         "The most memory the partition's ring may take; -1 is its share of memory.max.bytes.", "bytes")
@@ -222,11 +222,6 @@ def topic_config(strings: Mapping[str, str], base: TopicConfig | None = None) ->
         raise InvalidConfigurationError(
             f"min.compaction.lag.ms ({config.min_compaction_lag_ms}) is larger than max.compaction.lag.ms ({config.max_compaction_lag_ms})",
             key="min.compaction.lag.ms",
-        )
-    if config.shmlog_full == "drop_oldest" and config.shmlog_spill:
-        raise InvalidConfigurationError(
-            "shmlog.full=drop_oldest needs shmlog.spill=false: a topic with a log on disk does not drop records",
-            key="shmlog.full",
         )
     return config
 

@@ -121,9 +121,6 @@ def test_bad_value_is_told_what_is_allowed(key: str, value: str, words: str) -> 
 def test_keys_must_fit_each_other() -> None:
     with pytest.raises(InvalidConfigurationError, match="larger than max"):
         config.topic_config({"min.compaction.lag.ms": "10", "max.compaction.lag.ms": "9"})
-    with pytest.raises(InvalidConfigurationError, match=r"needs shmlog\.spill=false"):
-        config.topic_config({"shmlog.full": "drop_oldest"})
-    config.topic_config({"shmlog.full": "drop_oldest", "shmlog.spill": "false"})
 
 
 def test_kafkas_configs_without_meaning_here_are_taken_and_dropped() -> None:

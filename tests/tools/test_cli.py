@@ -365,7 +365,7 @@ MISTAKES = {
     "a bad topic name to consume": ("consume ../etc", 1, "not a topic name"),
     "an unknown config": ("topic create u -c retention.sm=1", 1, "did you mean"),
     "a bad config value": ("topic create u -c retention.ms=soon", 1, "not an integer"),
-    "a config that forbids itself": ("topic create u -c shmlog.full=drop_oldest", 1, "shmlog.spill=false"),
+    "a config that forbids itself": ("topic create u -c min.compaction.lag.ms=10 -c max.compaction.lag.ms=9", 1, "is larger than"),
     "a bad value to alter": ("topic alter there -c segment.bytes=1", 1, "allowed is"),
     "a partition out of range to produce to": ("produce there -p 7", 1, "7"),
     "a partition out of range to read": ("consume there -p 7 -e", 1, "no partition 7"),
