@@ -264,8 +264,12 @@ static void take_out(sl_cluster *cluster, uint32_t block, sl_partition *p, uint6
             if (sl_segment_end(m, r, &end_rel, &sealed) >= 0) {
                 uint64_t end = sl_word_offset(sl_load_acquire(&m->segment->base)) + end_rel, from = sl_word_offset(sl_load_acquire(&p->log_start));
                 if (sl_load_sc(slot) != d) { d = sl_load_sc(slot); continue; } /* out already: what we read may be another life */
-                if (end > from && sl_log_advance(cluster, block, SL_WORD_LOG_START, sl_load_acquire(&p->leader_epoch), end) == SL_OK)
+                if (end > from) {
+                    /* FENCED: a new leader is just moving the words to its epoch, which it has announced before. */
+                    for (int turn = 0; turn < 1000; turn++)
+                        if (sl_log_advance(cluster, block, SL_WORD_LOG_START, sl_load_acquire(&p->leader_epoch), end) != SL_E_FENCED) break;
                     sl_fetch_add_relaxed(&p->dropped_records, end - from);
+                }
             }
         }
         if (sl_cas_sc(slot, &d, sl_dir_make(sl_dir_epoch(d), r, 0))) return; /* SYNC recycle_takeout: then scan */
@@ -342,11 +346,12 @@ static int claim(sl_cluster *cluster, uint32_t row_index, sl_row *row, uint32_t 
         SL_FAILPOINT(recycle_claim);
         return sl_cas_sc(&m->segment->claim, &w, claim_of(cluster, row_index, SL_SEGMENT_HELD, r)) ? 1 : -1; /* SYNC recycle_claim: one wins */
     }
-    if (tethered(waits, r)) return 0;
+    int lossless = !(flags & SL_PF_FULL_DROP); /* with drop_oldest a tether holds nothing */
+    if (lossless && tethered(waits, r)) return 0;
     uint64_t mine = claim_of(cluster, row_index, SL_SEGMENT_TRY, r);
     SL_FAILPOINT(recycle_claim);
     if (!sl_cas_sc(&m->segment->claim, &w, mine)) return -1; /* SYNC recycle_claim: then look at the tethers; pairs with sl_reader_tether() */
-    int needed = tethered(waits, r);
+    int needed = lossless && tethered(waits, r);
     SL_FAILPOINT(recycle_tethers);
     int won = sl_cas_sc(&m->segment->claim, &mine, sl_claim_as(mine, needed ? SL_SEGMENT_LIVE : SL_SEGMENT_HELD));
     return needed ? 0 : won ? 1 : -1; /* lost: somebody undid it */

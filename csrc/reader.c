@@ -34,6 +34,8 @@ struct sl_reader {
     uint64_t base;
     uint32_t index, rel;
     int pinned;
+    int nowhere;                /* the last poll found the position neither in memory nor in a file, `cur` being nowhere_cur: not opened yet */
+    uint64_t nowhere_cur;
     int tether;                 /* slot in waits->tethers, -1 none */
     /* in a file */
     sl_file_reader *file;
@@ -483,19 +485,21 @@ int64_t sl_reader_poll(sl_reader *r, sl_view *views, size_t max_views, uint64_t 
         int64_t n = poll_file(r, sl_word_offset(sl_load_acquire(&r->p->spilled)), &b);
         if (n != 0) return n;
     }
+    r->nowhere = 0;
+    uint64_t cur = 0;
     for (int turn = 0; turn < 16; turn++) {
         if (!r->number) {
+            cur = sl_load_sc(&r->p->cur);
             rc = locate(r);
             if (rc < 0) return rc;
             if (rc == 0) { /* not in memory: a segment leaves the directory only when wholly spilled, so the file has it */
                 uint64_t spilled = sl_word_offset(sl_load_acquire(&r->p->spilled)); /* SYNC advance */
                 if (!r->dir) {
                     if (r->position < sl_word_offset(sl_load_acquire(&r->p->log_start))) return SL_E_RANGE;
-                    if (sl_cur_number(sl_load_acquire(&r->p->cur)) == 0) return 0;
                     continue;
                 }
                 if (r->position >= spilled) {
-                    if (sl_cur_number(sl_load_acquire(&r->p->cur)) == 0) return r->position > spilled ? SL_E_RANGE : 0;
+                    if (sl_cur_number(cur) == 0 && r->position > spilled) return SL_E_RANGE;
                     continue;
                 }
                 int64_t n = poll_file(r, spilled, &b);
@@ -508,6 +512,8 @@ int64_t sl_reader_poll(sl_reader *r, sl_view *views, size_t max_views, uint64_t 
         if (n != GONE) return n;
         leave_memory(r);
     }
+    r->nowhere = 1;
+    r->nowhere_cur = cur;
     return 0;
 }
 
@@ -611,7 +617,9 @@ int sl_reader_tether(sl_reader *r, int on) {
 static int has_data(sl_reader *r) {
     if (!r->cluster || deleted(r)) return 1;
     if (r->position >= visible_limit(r)) return 0;
-    if (!r->number) return 1; /* not at the end of memory: poll finds out */
+    if (!r->number) { /* not at the end of memory: poll finds out, but not twice while nothing has changed; sl_log_open_epoch() wakes */
+        return !r->nowhere || sl_load_sc(&r->p->cur) != r->nowhere_cur || sl_word_offset(sl_load_sc(&r->p->spilled)) > r->position;
+    }
     uint64_t w = sl_load_sc(&r->map->cells[r->index < r->map->cell_count ? r->index : 0]); /* SYNC announce: after the bits; pairs with cell_cas */
     if (w != 0 && sl_cell_type(w) != SL_CELL_SEAL) return 1;
     return sl_cur_number(sl_load_sc(&r->p->cur)) > r->number; /* SYNC cur_cas: past this segment (which may live another life already) */
