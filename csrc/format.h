@@ -42,7 +42,7 @@
 #define SL_WAIT_WORDS 4
 #define SL_CELL_MAX_COUNT 16383
 #define SL_SEGMENT_HEADER_BYTES 1024
-#define SL_SEGMENT_MIN_BYTES 65536
+#define SL_SEGMENT_MIN_BYTES 61440    /* 15 pages: with its block and its waits an idle partition takes less than 64 KiB */
 #define SL_SEGMENT_MAX_BYTES 268435456
 #define SL_NULL_BYTES 4294967295
 

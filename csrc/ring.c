@@ -3,7 +3,7 @@
  * An idle partition holds one small segment. One that is being written has at least two ready beyond the active one; their size doubles while they
  * last less than some 30 ms, and their number follows from what is not spilled yet, up to the partition's share: the broker's budget over the busy
  * partitions. A segment is reused as soon as nobody needs it and two newer ones stand behind the active (a reader that lags a little stays in memory);
- * what becomes superfluous goes into a pool, last in first out, and is unlinked after about a second. Sizes are powers of two from 64 KiB, larger than 4
+ * what becomes superfluous goes into a pool, last in first out, and is unlinked after about a second. Sizes double from 60 KiB, and are larger than 4
  * times the largest frame asked for; where the budget does not give that, the smallest size that still holds one such frame.
  *
  * A buffer's way, and what is left if the broker dies there (its successor scans /dev/shm; see sl_ring_scan and sl_ring_adopt):
@@ -24,6 +24,7 @@
 
 #include "broker.h"
 
+#define FRAME_STEP_BYTES 65536u            /* segments made for one large frame are multiples of this */
 #define IDLE_NS INT64_C(1000000000)        /* not written for this long: not busy */
 #define SHRINK_NS INT64_C(2000000000)      /* ... for this long: back to one small segment */
 #define SUSTAINED_NS INT64_C(5000000)      /* a lone record does not stock a partition, 5 ms of records do */
@@ -108,8 +109,8 @@ static uint64_t share(const sl_broker *b, const sl_bp *p) {
 /* Bytes of the smallest segment with room for one frame. */
 static uint64_t segment_for_frame(uint64_t frame_bytes) {
     uint64_t bytes = frame_bytes + frame_bytes / 16 + 4 * SL_SEGMENT_HEADER_BYTES;
-    bytes = (bytes + SL_SEGMENT_MIN_BYTES - 1) & ~(uint64_t)(SL_SEGMENT_MIN_BYTES - 1);
-    for (; bytes < SL_SEGMENT_MAX_BYTES; bytes += SL_SEGMENT_MIN_BYTES) {
+    bytes = (bytes + FRAME_STEP_BYTES - 1) & ~(uint64_t)(FRAME_STEP_BYTES - 1);
+    for (; bytes < SL_SEGMENT_MAX_BYTES; bytes += FRAME_STEP_BYTES) {
         uint32_t cells, position, units;
         sl_segment_geometry(bytes, &cells, &position, &units);
         if ((uint64_t)units * SL_UNIT_BYTES >= frame_bytes) return bytes;
@@ -133,6 +134,7 @@ static uint64_t size_wanted(const sl_broker *b, const sl_bp *p) {
     if (p->frame_need) {
         uint64_t four = segment_for_frame(4 * (uint64_t)p->frame_need), one = segment_for_frame(p->frame_need);
         while (size < four && size < SL_SEGMENT_MAX_BYTES) size *= 2;
+        if (size > SL_SEGMENT_MAX_BYTES) size = SL_SEGMENT_MAX_BYTES;
         while (size > SL_SEGMENT_MIN_BYTES && size / 2 >= one && size > limit) size /= 2;
         if (size < one || size > share(b, p)) size = one;
     }
