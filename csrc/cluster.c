@@ -5,6 +5,7 @@
  * hazard word it clears); read-only segment mappings are, so that a view taken before a fork stays readable.
  *
  * No byte of a header is trusted: sl_object_check() works on a private copy, and a segment's geometry follows from the size the kernel reports. */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -206,10 +207,14 @@ int64_t sl_segment_make(sl_cluster *c, uint64_t bytes) {
     if (bytes < SL_SEGMENT_MIN_BYTES || bytes > SL_SEGMENT_MAX_BYTES || bytes % 4096) return SL_E_INVALID;
     uint64_t id = sl_fetch_add_sc(&c->control->next_buffer_id, 1) + 1;
     if (id > 0xfffffff) return SL_E_NO_SLOT;
-    char name[128];
+    char name[128], path[160], self[40];
     segment_name(c, (uint32_t)id, name);
-    int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    /* Without a name until it is whole: memory for a large one takes many milliseconds, and a maker killed meanwhile leaves nothing. */
+    int fd = open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600), unnamed = fd >= 0;
+    if (!unnamed) fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600); /* a sandbox without O_TMPFILE */
     if (fd < 0) { sl_set_errno(errno); return SL_E_SYS; }
+    snprintf(path, sizeof path, "/dev/shm%s", name);
+    snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
     int rc = SL_OK, saved = 0;
     struct stat st;
     /* The mode of the control object decides for all (umask cut ours); real allocation, so that no store can ever fault. */
@@ -221,8 +226,12 @@ int64_t sl_segment_make(sl_cluster *c, uint64_t bytes) {
         p = mmap(NULL, SL_SEGMENT_HEADER_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (p == MAP_FAILED) { saved = errno; rc = SL_E_SYS; }
     }
-    close(fd);
-    if (rc < 0) { shm_unlink(name); sl_set_errno(saved); return rc; }
+    if (rc < 0) {
+        close(fd);
+        if (!unnamed) shm_unlink(name);
+        sl_set_errno(saved);
+        return rc;
+    }
     sl_segment *s = p;
     rc = sl_object_format(s, bytes, SL_KIND_SEGMENT, id, c->control->header.cluster_id, c->control->header.owner_lock);
     if (rc == SL_OK) {
@@ -231,7 +240,9 @@ int64_t sl_segment_make(sl_cluster *c, uint64_t bytes) {
         sl_object_ready(s);
     }
     munmap(p, SL_SEGMENT_HEADER_BYTES);
-    if (rc < 0) { shm_unlink(name); return rc; }
+    if (rc == SL_OK && unnamed && linkat(AT_FDCWD, self, AT_FDCWD, path, AT_SYMLINK_FOLLOW) < 0) { sl_set_errno(errno); rc = SL_E_SYS; }
+    close(fd);
+    if (rc < 0) { if (!unnamed) shm_unlink(name); return rc; }
     return (int64_t)id;
 }
 

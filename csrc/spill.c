@@ -507,12 +507,13 @@ static int spill_batch(sl_broker *b, sl_bp *p, batch *t, int64_t now) {
         if (rc < 0) p->retry_ns = now + SL_RETRY_NS;
         return 0;
     }
+    uint64_t cur = sl_cur_number(sl_load_acquire(&p->words->cur)); /* first: the base is set before `cur` moves on to it, and not the other way round */
     uint64_t base = segment_base(p->map, p->number);
     if (base == UINT64_MAX) {
         release_segment(b);
-        if (p->number > sl_cur_number(sl_load_acquire(&p->words->cur))) return 0; /* ready, not active yet: set before `cur` moves on to it */
+        if (p->number > cur) return 0; /* it was ready and not active yet */
         sl_broker_say(b, SL_EVENT_DAMAGED, p->block, SL_E_DAMAGED, 0, p->next_offset, 0, "the base of segment %llu is damaged", (unsigned long long)p->number);
-        if (p->number == sl_cur_number(sl_load_acquire(&p->words->cur))) { p->retry_ns = now + SL_RETRY_NS; return 0; }
+        if (p->number == cur) { p->retry_ns = now + SL_RETRY_NS; return 0; }
         p->number++; /* its successor's base tells how many records are lost */
         p->cell = 0;
         return 1;

@@ -194,7 +194,9 @@ def start_cluster(
             _compare(name, options)
             return False
         _make_run_dir(config.run_dir(name))
-        _start(options, deadline, timeout)
+        if not _start(options, deadline, timeout):
+            _compare(name, options)
+            return False
     return True
 
 
@@ -224,7 +226,8 @@ def _compare(name: str, options: m.StartOptions) -> None:
         )
 
 
-def _start(options: m.StartOptions, deadline: float, timeout: float) -> None:
+def _start(options: m.StartOptions, deadline: float, timeout: float) -> bool:
+    """False: somebody lived whom nobody could see (forked just before its maker was killed, or started by an `up` that was interrupted)."""
     assert options.state_dir
     try:
         log_fd = spare.open_log(options.state_dir, "spare")
@@ -264,6 +267,7 @@ def _start(options: m.StartOptions, deadline: float, timeout: float) -> None:
         if outcome is None or outcome.failure is None:
             raise errors.BrokerNotRunningError(f"the cluster died while starting: {_last_line(options.state_dir)}")
         m.raise_failure(outcome.failure)
+    return not outcome.already
 
 
 def _read_outcome(fd: int, deadline: float) -> m.StartOutcome | None:

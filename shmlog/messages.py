@@ -340,6 +340,7 @@ class StartOutcome(_Message, frozen=True):
     """Coordinator -> `up`, through a pipe: the cluster is ready, or why not."""
 
     failure: Failure | None = None
+    already: bool = False  # it was up before, whatever `up` saw: the coordinator that was to start it is a standby
 
 
 Message = Union[  # noqa: UP007 (msgspec wants a real Union at run time)

@@ -154,10 +154,10 @@ class Coordinator:
     def control(self) -> Any:
         return self.memory.control
 
-    def report_start(self, failure: m.Failure | None) -> None:
+    def report_start(self, failure: m.Failure | None, already: bool = False) -> None:
         if self.ready_fd >= 0:
             try:
-                os.write(self.ready_fd, m.encode(m.StartOutcome(failure)))
+                os.write(self.ready_fd, m.encode(m.StartOutcome(failure, already)))
             except OSError:
                 pass  # `up` was interrupted
             os.close(self.ready_fd)
@@ -210,6 +210,10 @@ class Coordinator:
                     log(f"killing the stopped coordinator {active[0]}")
                     proc.kill(active_pidfd)
                 last_look = now
+                if self.from_up and self.control.cluster_state == lib.SL_CLUSTER_UP and proc.alive(*active):
+                    # `up` saw nobody, but somebody was about to be active: from here on this is a standby like any other.
+                    self.from_up = False
+                    self.report_start(None, already=True)
             if self.spare.sock is None:
                 self.spare.connect()
                 if self.spare.sock is not None:
@@ -235,9 +239,14 @@ class Coordinator:
         if memory is None:
             return  # still being made
         self.memory = memory
-        if self.slot == 0:  # forked by the spare as a last resort, which knows no slots
-            self.slot = self.memory.free_slot()
+        self._choose_slot()
         self.memory.write_process(self.slot, lib.SL_ROLE_STANDBY, 0, os.getpid(), proc.start_ticks(os.getpid()), lib.SL_PROCESS_UP, 0)
+
+    def _choose_slot(self) -> None:
+        """0: forked by the spare as a last resort, which knows no slots. `up` says 1, and somebody may live there whom it did not see."""
+        entry = self.control.processes[self.slot]
+        if self.slot == 0 or (entry.pid != os.getpid() and proc.alive(entry.pid, entry.start_ticks)):
+            self.slot = self.memory.free_slot()
 
     def _active_process(self) -> tuple[int, int]:
         for slot in COORDINATOR_SLOTS:
@@ -420,8 +429,7 @@ class Coordinator:
     # --- the process table ---
 
     def _use_process_slot(self) -> None:
-        if self.slot == 0:
-            self.slot = self.memory.free_slot()
+        self._choose_slot()
         me = os.getpid()
         for slot in COORDINATOR_SLOTS:  # one that died as the active one must not be taken for it
             process = self.control.processes[slot]

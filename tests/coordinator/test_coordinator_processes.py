@@ -66,6 +66,19 @@ def test_two_starts_at_once_make_one_cluster(cluster: Cluster) -> None:
     assert sum(p.role == COORDINATOR for p in cluster.control.processes) == 1
 
 
+def test_up_that_saw_nobody_finds_the_cluster_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator forked just before its maker was killed is in no table yet when `up` looks."""
+    cluster.start()
+    active = cluster.pid(COORDINATOR)
+    real, looks = lifecycle._running, [None]
+    monkeypatch.setattr(lifecycle, "_running", lambda prefix: looks.pop() if looks else real(prefix))
+    assert not cluster.start(timeout=20)
+    assert cluster.pid(COORDINATOR) == active
+    cluster.kill(active)
+    cluster.another(COORDINATOR, active)
+    assert lifecycle.stop_cluster(cluster.name)
+
+
 def test_topics_survive_down_and_up(cluster: Cluster) -> None:
     cluster.start()
     with attach(f"shm://{cluster.name}") as session:

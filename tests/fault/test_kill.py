@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -19,8 +20,10 @@ import pytest
 from workers import NOTE, Ledger
 
 from shmlog import Admin, Consumer, NewTopic, Producer, TopicPartition
+from shmlog._ffi import lib
 
 WORKERS = Path(__file__).with_name("workers.py")
+READY = lib.SL_OBJECT_READY.to_bytes(4, "little")  # bytes 92 to 95 of an object
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
@@ -261,3 +264,29 @@ def test_a_consumer_that_sleeps_while_a_gibibyte_flows_past_reads_all_of_it(clus
 
 def test_a_consumer_that_sleeps_while_memory_is_reused_reads_all_of_it(cluster: RealCluster) -> None:
     sleeps_through(cluster, 128 << 20)
+
+
+def test_a_segment_has_no_name_in_dev_shm_before_it_is_whole(cluster: RealCluster) -> None:
+    """Else a broker killed while it makes a large one leaves that memory behind, and verify finds it half made."""
+    Admin(bootstrap_servers=cluster.address).create_topics([NewTopic("t")])
+    done, half = threading.Event(), set()
+
+    def look() -> None:
+        while not done.is_set():
+            for name in os.listdir("/dev/shm"):
+                if f".{cluster.name}.s" in name:
+                    with contextlib.suppress(FileNotFoundError), open(f"/dev/shm/{name}", "rb") as file:
+                        header = file.read(96)
+                        if header[92:96] != READY:
+                            half.add(name)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        with Producer(bootstrap_servers=cluster.address, acks=1) as producer:
+            for _ in range(4):
+                producer.send("t", bytes(60 << 20), partition=0)
+    finally:
+        done.set()
+        watcher.join()
+    assert not half
