@@ -19,7 +19,7 @@ CFLAGS_CORE := -std=gnu11 -Wall -Wextra -pthread -Icsrc
 STAMP   := build/stamp$(subst /,-,$(abspath $(VENV)))
 
 .DELETE_ON_ERROR:
-.PHONY: help build check test test-c test-c-tsan test-c-aarch64 test-all models demo bench bench-full wheel clean prerequisites
+.PHONY: help build check test test-c test-c-long test-c-tsan test-c-aarch64 test-all models demo bench bench-full wheel clean prerequisites
 help:
 	@sed -n '1,3s/^# *//p' Makefile
 
@@ -70,9 +70,13 @@ check: build
 
 # tests/c/test_*.c are programs, linked with all of the core; tests/c/Makefile says how. What they print is shown when they fail.
 C_MAKE = $(MAKE) --no-print-directory -s -C tests/c BUILD=$(CURDIR)/build/c
-quiet = log=build/c-$(1).log; mkdir -p build; echo "C tests: $(1)"; $(C_MAKE) $(1) > $$log 2>&1 || { code=$$?; cat $$log; exit $$code; }
+quiet = log=build/c-$(or $(3),$(1)).log; mkdir -p build; echo "C tests: $(or $(3),$(1))"; $(C_MAKE) $(1) $(2) > $$log 2>&1 || { code=$$?; cat $$log; exit $$code; }
 test-c:
 	@$(call quiet,check)
+# Ten times the damaged files of test-c: minutes where the disk is slow, so not in make test.
+test-c-long: export ROUNDS = 20000
+test-c-long:
+	@$(call quiet,check,TESTS=test_file WORDS='damaged files',long)
 test-c-tsan:
 	@$(call quiet,tsan)
 test-c-aarch64:
@@ -84,7 +88,7 @@ test: build
 
 # Everything, slow tests too, in SHARDS parts. A part that passed is not run again until a file changes (build/test-all/ has a
 # stamp per state of the tree), so an interrupted run goes on where it was. SHARD=k/n runs that part alone.
-# The first part also has the models; the second the C tests under TSan and, built for 64-bit ARM, under qemu (which proves nothing about ordering).
+# The first part also has the models; the second more damaged files, the C tests under TSan and, built for 64-bit ARM, under qemu (which proves nothing about ordering).
 test-all: build
 	@set -e; state=$$({ git ls-files -coz --exclude-standard 2>/dev/null || find . -name build -prune -o -type f -print0; } | xargs -0 -r sha1sum 2>/dev/null | sha1sum | cut -c1-16); \
 	if [ -n "$(SHARD)" ]; then list="$(SHARD)"; \
@@ -93,7 +97,7 @@ test-all: build
 	  stamp=build/test-all/$$state/$$(echo $$shard | tr / -); \
 	  if [ -e $$stamp ]; then echo "test-all $$shard: passed already for these files ($$stamp)"; continue; fi; \
 	  echo "test-all $$shard"; \
-	  case $$shard in 1/*) $(MAKE) --no-print-directory models;; 2/*) $(MAKE) --no-print-directory test-c-tsan test-c-aarch64;; esac; \
+	  case $$shard in 1/*) $(MAKE) --no-print-directory models;; 2/*) $(MAKE) --no-print-directory test-c-long test-c-tsan test-c-aarch64;; esac; \
 	  $(BIN)/python -m pytest -n $(JOBS) -m '' --shard $$shard; \
 	  mkdir -p $$(dirname $$stamp); touch $$stamp; \
 	done

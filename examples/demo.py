@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import sysconfig
+import textwrap
 import time
 import zlib
 from collections import Counter
@@ -263,8 +264,12 @@ def show(totals: Totals) -> None:
     print()
 
 
-def step(name: str, result: str, note: str = "") -> None:
-    print(f"  {bold(f'{name:<13}')} {result}" + (f"\n  {'':<13} {dim(note)}" if note else ""))
+def step(name: str, result: str, note: str = "", found: str = "") -> None:
+    """A result, what is to be seen in it, and a note that is broken to the terminal's width."""
+    print(f"  {bold(f'{name:<13}')} {result}")
+    notes = textwrap.wrap(note, max(40, shutil.get_terminal_size().columns - 17))
+    for line in ([found] if found else []) + [dim(line) for line in notes]:
+        print(f"  {'':<13} {line}")
 
 
 def verdict(same: bool) -> str:
@@ -291,9 +296,9 @@ def main() -> int:
         )
         first, seconds, _ = run(cluster, "undisturbed", files, reference.records, kill=False)
         note = f"{PRODUCERS} producers read, unpack, parse and publish; {CONSUMERS} consumers count {PARTITIONS} partitions"
-        step("undisturbed", f"{rate(first, seconds)}: {verdict(first == reference)}", note)
+        step("undisturbed", rate(first, seconds), note, verdict(first == reference))
         second, seconds, event = run(cluster, "killed", files, reference.records, kill=True)
-        step("killed", f"{rate(second, seconds)}: {verdict(second == reference)}", event)
+        step("killed", rate(second, seconds), event, verdict(second == reference))
         step("read again", f"{read_again('killed'):,.0f} entries/s by one consumer")
         micros = latencies()
         p50, p99 = micros[len(micros) // 2], micros[len(micros) * 99 // 100]

@@ -66,6 +66,12 @@ class UnknownTopicOrPartitionError(ShmlogError, LookupError):
     hint = "`shmlog topic list` shows what there is; `shmlog topic create NAME` creates one"
 
 
+def no_partition(topic: str, partition: int, count: int) -> UnknownTopicOrPartitionError:
+    """For a topic that exists but has only `count` partitions."""
+    hint = f"`shmlog topic describe {topic}` shows them; `shmlog topic add-partitions {topic} N` adds some"
+    return UnknownTopicOrPartitionError(f"{topic} has no partition {partition}: it has {count}", topic=topic, partition=partition, hint=hint)
+
+
 class UnknownTopicIdError(UnknownTopicOrPartitionError):
     """The topic this handle was opened on was deleted; one of the same name may exist again."""
 

@@ -76,7 +76,7 @@ def violations(module: str, imported: str) -> Iterator[str]:
         yield f"{module} ({part}) imports {imported}: {part} may import {', '.join(sorted(allowed)) or 'base'} only"
     if part == "base" and not rest and first in VOCABULARY and target == "base" and target_first not in VOCABULARY:
         yield f"{module} imports {imported}: it may import {', '.join(sorted(VOCABULARY))} only"
-    if (part != "base" or first not in DOORS) and target_first in DOORS and part not in ("tools", "testing"):
+    if (part != "base" or (first or "__init__") not in DOORS) and target_first in DOORS and part not in ("tools", "testing"):
         yield f"{module} imports {imported}: that is a door for users, nothing inside goes through it"
 
 

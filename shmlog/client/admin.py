@@ -180,9 +180,7 @@ class Admin:
         for tp in wanted:
             count = len(self._topic(session, tp.topic).partitions)
             if not 0 <= tp.partition < count:
-                raise errors.UnknownTopicOrPartitionError(
-                    f"{tp.topic} has no partition {tp.partition}: it has {count}", topic=tp.topic, partition=tp.partition
-                )
+                raise errors.no_partition(tp.topic, tp.partition, count)
         request = messages.DeleteRecords(
             tuple((_internal(session, tp.topic), tp.partition, int(offset)) for tp, offset in zip(wanted, records_to_delete.values(), strict=True))
         )

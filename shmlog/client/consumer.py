@@ -223,7 +223,7 @@ class Consumer:
             for topic, partition in wanted:
                 count = len(self._topic(topic).partitions)
                 if not 0 <= partition < count:
-                    raise errors.UnknownTopicOrPartitionError(f"{topic} has no partition {partition}: it has {count}", topic=topic, partition=partition)
+                    raise errors.no_partition(topic, partition, count)
         self._wanted = wanted
         self._refresh(first=True)
 
@@ -801,9 +801,7 @@ class Consumer:
     def _partition_view(self, tp: TopicPartition) -> Any:
         partitions = self._topic(tp.topic).partitions
         if not 0 <= tp.partition < len(partitions):
-            raise errors.UnknownTopicOrPartitionError(
-                f"{tp.topic} has no partition {tp.partition}: it has {len(partitions)}", topic=tp.topic, partition=tp.partition
-            )
+            raise errors.no_partition(tp.topic, tp.partition, len(partitions))
         return partitions[tp.partition]
 
     def _offset_for_time(self, tp: TopicPartition, ms: int) -> OffsetAndTimestamp | None:

@@ -862,7 +862,7 @@ def _acks(given: int | str) -> int:
 def _check_partition(topic: str, partition: int, count: int) -> int:
     if 0 <= partition < count:
         return partition
-    raise errors.UnknownTopicOrPartitionError(f"{topic} has no partition {partition}: it has {count}", topic=topic, partition=partition)
+    raise errors.no_partition(topic, partition, count)
 
 
 # --- errors ------------------------------------------------------------------------------------------------------------

@@ -84,10 +84,17 @@ def _shared_options() -> list[click.Parameter]:
     ]
 
 
-class _WithExamples:
+class _WithExamples(click.Command):
     """Adds the shared options, and examples at the end of --help."""
 
     examples: tuple[str, ...] = ()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as exc:
+            exc.ctx = exc.ctx or ctx  # click's parser does not say whose option it was, and the hint names the command
+            raise
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.examples:
@@ -177,7 +184,8 @@ def _print_error(error: dict[str, Any], as_json: bool) -> None:
         return
     message, hint = " ".join(error["message"].split()), " ".join(error["hint"].split())
     command = hint.split("`")[1] if hint.count("`") >= 2 else hint
-    print(f"shmlog: {message}" + (f"; {hint}" if hint and command not in message else ""), file=sys.stderr)
+    between = " " if message.endswith("?") else "; "
+    print(f"shmlog: {message}" + (f"{between}{hint}" if hint and command not in message else ""), file=sys.stderr)
 
 
 def show(data: Any) -> None:
@@ -191,6 +199,10 @@ def show(data: Any) -> None:
 
 def _mark(**style: Any) -> Callable[[str], str]:
     return (lambda text: click.style(text, **style)) if sys.stdout.isatty() and "NO_COLOR" not in os.environ else str
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def pairs(given: Sequence[str], option: str = "-c") -> dict[str, str]:
@@ -374,7 +386,7 @@ def create(name: str, partitions: int | None, replication_factor: int | None, co
     with _admin() as admin:
         made = admin.create_topics([wanted])["topics"][0]
     count = made["num_partitions"]
-    _say(f"created {name}: {count} partition{'s' * (count != 1)}", topic=name, partitions=count, topic_id=made.get("topic_id"))
+    _say(f"created {name}: {_count(count, 'partition')}", topic=name, partitions=count, topic_id=made.get("topic_id"))
 
 
 @topic.command("list", examples=("shmlog topic list", "shmlog topic list --json | jq -r .topics[]"))
@@ -388,7 +400,10 @@ def list_topics() -> None:
         print("\n".join(names))
 
 
-@topic.command(examples=("shmlog topic describe orders", "shmlog topic describe --json"))
+@topic.command(
+    short_help="Partitions, offsets, configs and places of topics.",
+    examples=("shmlog topic describe orders", "shmlog topic describe --json"),
+)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 def describe(names: tuple[str, ...]) -> None:
     """Partitions, offsets, configs and places of topics; all of them unless named."""
@@ -481,7 +496,7 @@ def add_partitions(name: str, count: int) -> None:
 @click.option("-D", "delimiter", metavar="DELIM", default=r"\n", show_default=True, help=r"Between records; \n \t \0 \xNN.")
 @click.option("-H", "headers", multiple=True, metavar="K=V", help="A header for every record.")
 @click.option("-Z", "null_if_empty", is_flag=True, help="An empty value is sent as null (a tombstone).")
-@click.option("-z", "codec", metavar="CODEC", help="Compression.")
+@click.option("-z", "codec", metavar="CODEC", help="Only 'none': records are kept as they are sent.")
 @click.option("-l", "path", metavar="FILE", help="Read this file instead of stdin.")
 @click.option("--acks", type=click.Choice(["0", "1", "all", "disk"]), default="all", show_default=True, help="disk: synced at every replica.")
 def produce(
@@ -544,7 +559,7 @@ def produce(
 @click.option("-o", "offset", metavar="OFFSET", help="start | end | N | -N | +N | @TIME | A:B; @TIME is ms, ISO, or 10m (ago). Default: start.")
 @click.option("-n", "-c", "count", type=click.IntRange(min=0), metavar="COUNT", help="Stop after so many records.")
 @click.option("-e", "stop_at_end", is_flag=True, help="Stop at what is the end now.")
-@click.option("-g", "group", metavar="GROUP", help="As a member of this group.")
+@click.option("-g", "group", metavar="GROUP", help="As a member of this group (not in this version).")
 @click.option("-f", "format", metavar="FORMAT", help="%t topic %p partition %o offset %k key %s value %T time %S %K sizes %h headers.")
 @click.option("-D", "delimiter", metavar="DELIM", default=r"\n", show_default=True, help="Behind each record.")
 @click.option("-K", "key_delimiter", metavar="DELIM", help="Print the key too, separated from the value by this.")
@@ -618,9 +633,10 @@ def verify(path: str | None) -> None:
         for problem in report.problems:
             print(red(str(problem)))
         c = report.counts
-        verdict = "clean" if not report.problems else f"{len(report.problems)} problem{'s' * (len(report.problems) != 1)}"
-        looked = f"{c['partitions']:,} partitions, {c['segments']:,} segments with {c['frames_in_memory']:,} frames in memory"
-        print(f"{verdict}: {looked}, {c['files']:,} files with {c['frames_on_disk']:,} frames on disk")
+        verdict = _count(len(report.problems), "problem") if report.problems else "clean"
+        memory = f"{_count(c['segments'], 'segment')} with {_count(c['frames_in_memory'], 'frame')} in memory"
+        disk = f"{_count(c['files'], 'file')} with {_count(c['frames_on_disk'], 'frame')} on disk"
+        print(f"{verdict}: {_count(c['partitions'], 'partition')}, {memory}, {disk}")
     if report.problems:
         sys.stdout.flush()
         click.get_current_context().exit(EXIT_DAMAGED)

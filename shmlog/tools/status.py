@@ -1,6 +1,6 @@
 """What a cluster looks like, from shared memory and files alone: no process is asked, so it works when all of them are dead.
 
-`collect()` gives the object of `status --json` (format 1, see docs), `lines()` the same for a person, `problems()` what `--check` complains about.
+`collect()` gives the object of `status --json` (format 1), `lines()` the same for a person, `problems()` what `--check` complains about.
 When the shared memory is gone (`down`, a reboot) the metadata comes from a copy of cluster.sqlite3 and the offsets from the segment files.
 
 Everything read here was written by others and may change while it is read: the metadata is an immutable snapshot, each partition's offsets are read
@@ -273,7 +273,6 @@ def _topic(attached: Attached, view: ClusterView, topic: TopicView, namespace: s
             buffers = [int(word) & 0xFFFFFFF for word in words.dir]
             more["shm"] = [f"{attached.prefix}.s{buffer}" for buffer in buffers if buffer]
             more["shm_bytes"] = int(words.ring_bytes)
-            more["disk_bytes"] = int(words.disk_bytes)
             more["dropped_records"] = int(words.dropped_records)
             more["storage"] = STORAGE.get(words.storage_state, "?")
             if words.storage_state:
@@ -282,7 +281,9 @@ def _topic(attached: Attached, view: ClusterView, topic: TopicView, namespace: s
                 more["storage_errno"] = int(words.storage_errno)
             if words.last_append_ns:
                 more["last_append_ms"] = int(words.last_append_ns) // 1_000_000
-        partitions.append(_partition_object(n, p, directory_of(view, topic, n), **more))
+        directory = directory_of(view, topic, n)
+        more["disk_bytes"] = used_bytes(directory) if directory else 0  # not words.disk_bytes: that counts what was written since the memory was made
+        partitions.append(_partition_object(n, p, directory, **more))
     return _topic_object(topic, namespace, partitions)
 
 
@@ -478,10 +479,12 @@ def topic_lines(topic: dict[str, Any], bold: Any = str) -> Iterator[str]:
     yield f"{bold(topic['name'])}  id {topic['topic_id']}"
     for key, value in sorted(topic["config"].items()):
         yield f"  {key}={value}"
-    rows: list[tuple[str, ...]] = [("  PARTITION", "LEADER", "EPOCH", "REPLICAS", "IN SYNC", "START", "COMMITTED", "END", "DURABLE", "MEMORY", "DISK")]
+    replicated = any(len(p["replicas"]) > 1 for p in topic["partitions"])  # else the columns repeat the leader, and read as counts
+    head = ("REPLICAS", "IN SYNC") if replicated else ()
+    rows: list[tuple[str, ...]] = [("  PARTITION", "LEADER", "EPOCH", *head, "START", "COMMITTED", "END", "DURABLE", "MEMORY", "DISK")]
     for p in topic["partitions"]:
         offsets = (f"{p[name]:,}" for name in ("log_start_offset", "high_watermark", "log_end_offset", "durable_offset"))
-        replicas = (",".join(map(str, p[name])) for name in ("replicas", "isr"))
+        replicas = (",".join(map(str, p[name])) for name in ("replicas", "isr") if replicated)
         leader = "none" if p["leader"] is None else str(p["leader"])
         rows.append(
             (str(p["partition"]), leader, str(p["leader_epoch"]), *replicas, *offsets, size(p.get("shm_bytes", 0)), size(p.get("disk_bytes", 0)))
