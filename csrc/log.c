@@ -77,6 +77,8 @@ int sl_hold_take(sl_hold *s, int any) {
         /* After `cur`: a block given to another topic has its new id before its new `cur`. */
         if (!any) {
             if (sl_unlikely(sl_load_acquire(&s->p->state) != SL_PARTITION_LIVE || !topic_is(s))) return SL_E_DELETED;
+            /* Given up by force, or swept away after all its processes were dead: this memory has no name any more, nobody would ever read it. */
+            if (sl_unlikely(sl_load_acquire(&sl_cluster_control(s->cluster)->cluster_state) == SL_CLUSTER_DOWN)) return SL_E_GONE;
             if (sl_unlikely(sl_cur_fenced(c) || n == 0)) return SL_E_FENCED;
         } else if (n == 0) return SL_E_NOENT;
         sl_map *fresh = NULL;

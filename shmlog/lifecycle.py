@@ -395,11 +395,21 @@ def discard(name: str) -> None:
         for pidfd in pidfds:
             _ended(pidfd, deadline)
             os.close(pidfd)
+    _mark_down(prefix)
     shm.remove_cluster(prefix)
     shutil.rmtree(config.run_dir(name), ignore_errors=True)
     if view is not None and view.temporary:
         for directory in {*view.data_dirs, view.state_dir}:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _mark_down(prefix: str) -> None:
+    """Handles that are still open somewhere must not go on appending to memory that loses its name."""
+    out = ffi.new("sl_cluster **")
+    if lib.sl_cluster_open(prefix.encode(), out) == lib.SL_OK:
+        lib.sl_put32(ffi.addressof(lib.sl_cluster_control(out[0]), "cluster_state"), lib.SL_CLUSTER_DOWN)
+        lib.sl_wake_all(out[0], 0xFFFFFFFF)
+        lib.sl_cluster_close(out[0])
 
 
 def _wipe(directory: str) -> None:
