@@ -432,7 +432,10 @@ static int64_t poll_file(sl_reader *r, uint64_t end, budget *b) {
         if (r->file && r->position >= r->entry.until) leave_file(r);
         if (!r->file) {
             int rc = sl_file_reader_open_at(r->dir, r->position, &r->entry, &r->file);
-            if (rc < 0) { r->file = NULL; return rc == SL_E_NOENT ? SL_E_RANGE : rc; }
+            if (rc < 0) { /* an empty or cut file in the middle of a log is damage, whatever it is called elsewhere */
+                r->file = NULL;
+                return rc == SL_E_NOENT ? SL_E_RANGE : rc == SL_E_HALFMADE ? SL_E_DAMAGED : rc;
+            }
             files++;
         }
         int64_t index = sl_file_reader_find_offset(r->file, r->position, end);

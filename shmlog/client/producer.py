@@ -913,7 +913,7 @@ def _append_error(thread: _Thread, topic: str, partition: int, code: int, result
     if code == lib.SL_E_IO:
         return errors.StorageError(f"{where}: the log's disk failed{waited}", **place)
     if code == lib.SL_E_BEHIND:
-        return errors.KafkaTimeoutError(f"{where}: no room{waited}: the disk is slower than the producers", **place)
+        return errors.KafkaTimeoutError(f"{where}: no room{waited}: its disk, or a tethered consumer, is slower than the producers", **place)
     if code == lib.SL_E_FENCED:
         return errors.KafkaTimeoutError(f"{where}: no leader{waited}", **place)
     if code in (lib.SL_E_TIMEOUT, lib.SL_E_AGAIN):
