@@ -249,23 +249,24 @@ typedef struct budget { sl_view *views; size_t used, max; uint64_t bytes, max_by
 /* Shows rows of the frame at `frame` (in shared memory, at most `room` bytes) from `from_row` on. Returns rows shown (0: it is a batch: copy it), SL_E_CORRUPT.
  * The header is read once, into `h`; nothing else decides an address. */
 static int64_t show_memory_frame(sl_reader *r, const uint8_t *frame, uint64_t room, uint64_t offset, uint32_t count, uint32_t from_row, budget *b) {
-    uint8_t copy[SL_FRAME_HEADER_BYTES + 4096] __attribute__((aligned(8)));
+    uint8_t copy[SL_FRAME_HEADER_BYTES + 28] __attribute__((aligned(8))); /* header and the extensions of fixed size; a dtype is only pointed at */
     sl_frame h;
     if (room < SL_FRAME_HEADER_BYTES) return SL_E_CORRUPT;
     memcpy(&h, frame, sizeof h);
     uint64_t head = SL_FRAME_HEADER_BYTES + (uint64_t)h.extension_bytes;
     uint64_t key = h.key_bytes == SL_NULL_BYTES ? 0 : h.key_bytes, value = h.value_bytes == SL_NULL_BYTES ? 0 : h.value_bytes;
-    if (h.frame_bytes > room || head > sizeof copy || head + key + value > h.frame_bytes) return SL_E_CORRUPT;
+    if (h.frame_bytes > room || head + key + value > h.frame_bytes) return SL_E_CORRUPT;
     uint32_t kind = h.flags & SL_FF_KIND_MASK;
     if (kind == SL_FF_BATCH) return 0;
     if (kind == SL_FF_CONTROL) return SL_E_CORRUPT; /* a control frame in a DATA cell */
+    if (((h.flags & SL_FF_HAS_ROWS) != 0) != (kind == SL_FF_ARRAY)) return SL_E_CORRUPT; /* else nothing bounds rows and row_bytes */
     uint64_t timestamp = ((uint64_t)h.timestamp_ns_high << 32) | h.timestamp_ns_low;
     sl_view v = {.offset = (int64_t)offset, .timestamp_ns = (int64_t)timestamp, .flags = h.flags, .leader_epoch = r->map->segment->leader_epoch,
                  .frame_rows = 1, .producer_id = -1, .sequence = -1, .producer_epoch = -1};
     uint64_t at = SL_FRAME_HEADER_BYTES;
     uint32_t rows = 1, row_bytes = (uint32_t)value, headers = 0;
     if (h.extension_bytes) {
-        memcpy(copy, frame, head);
+        memcpy(copy, frame, head < sizeof copy ? head : sizeof copy);
         if (h.flags & SL_FF_HAS_PRODUCER) {
             if (at + 16 > head) return SL_E_CORRUPT;
             memcpy(&v.producer_id, copy + at, 8);

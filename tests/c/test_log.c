@@ -568,6 +568,54 @@ static void full_and_raise_is_an_error_and_not_a_wait(void) {
     close_partition();
 }
 
+static void a_dtype_of_any_length_that_may_be_written_is_read_from_memory(void) {
+    open_partition(0, SL_SEGMENT_MIN_BYTES);
+    sl_appender *a;
+    sl_reader *r;
+    CHECK_EQ(sl_appender_open(c, 0, block, fixture_topic_id, &a), 0);
+    CHECK_EQ(sl_reader_open(c, 1, block, fixture_topic_id, NULL, &r), 0);
+    static uint8_t dtype[32 * 1024];
+    memset(dtype, 'd', sizeof dtype);
+    sl_record record = record_of("value", 5);
+    record.dtype = dtype;
+    record.dtype_bytes = sizeof dtype;
+    sl_append_result result;
+    CHECK_EQ(sl_append(a, &record, -1, SOON, &result), 0);
+    sl_view v;
+    CHECK_EQ(sl_reader_poll(r, &v, 1, 1 << 20, 1), 1);
+    CHECK_EQ(v.dtype_bytes, sizeof dtype);
+    CHECK(memcmp(v.dtype, dtype, sizeof dtype) == 0);
+    CHECK(v.value_bytes == 5 && memcmp(v.value, "value", 5) == 0);
+    sl_reader_close(r);
+    sl_appender_close(a);
+    close_partition();
+}
+
+/* A producer's frame is hostile input: without the check the reader shows a million rows of a gigabyte each. */
+static void a_record_that_claims_rows_is_damage_and_not_views_of_other_memory(void) {
+    open_partition(0, SL_SEGMENT_MIN_BYTES);
+    sl_appender *a;
+    sl_reader *r;
+    CHECK_EQ(sl_appender_open(c, 0, block, fixture_topic_id, &a), 0);
+    CHECK_EQ(sl_reader_open(c, 1, block, fixture_topic_id, NULL, &r), 0);
+    uint32_t claim[2] = {1000000, 1u << 30};
+    sl_record record = record_of("value", 5);
+    record.dtype = (uint8_t *)claim;
+    record.dtype_bytes = sizeof claim;
+    sl_append_result result;
+    CHECK_EQ(sl_append(a, &record, -1, SOON, &result), 0);
+    sl_map *m;
+    CHECK_EQ(sl_map_get(c, sl_log_buffer(sl_cluster_partition(c, block), 1), 1, &m), 0);
+    sl_frame *frame = (sl_frame *)(m->arena + (uint64_t)sl_cell_unit(m->cells[0]) * SL_UNIT_BYTES);
+    frame->flags = (uint16_t)((frame->flags & ~SL_FF_HAS_DTYPE) | SL_FF_HAS_ROWS);
+    sl_map_put(c, m);
+    sl_view v[4];
+    CHECK_EQ(sl_reader_poll(r, v, 4, UINT64_MAX, 0), SL_E_CORRUPT);
+    sl_reader_close(r);
+    sl_appender_close(a);
+    close_partition();
+}
+
 #define RUN(name) do { failed = 0; name(); printf("%s %s\n", failed ? "FAILED" : "ok    ", #name); fflush(stdout); if (failed) { fixture_unlink(); all = 1; } } while (0)
 int main(void) {
     int all = 0;
@@ -581,6 +629,8 @@ int main(void) {
     RUN(without_room_an_append_times_out_and_nothing_is_appended);
     RUN(a_new_leader_epoch_fences_seals_and_goes_on_at_the_same_offset);
     RUN(headers_that_cannot_be_right_are_codes_and_never_a_crash);
+    RUN(a_dtype_of_any_length_that_may_be_written_is_read_from_memory);
+    RUN(a_record_that_claims_rows_is_damage_and_not_views_of_other_memory);
     RUN(a_dead_rows_segment_is_unlinked_and_never_reused);
     RUN(full_and_raise_is_an_error_and_not_a_wait);
     RUN(a_recycler_stopped_anywhere_holds_up_one_buffer_and_not_the_ring);
