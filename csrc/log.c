@@ -291,7 +291,7 @@ static int help_slot(sl_cluster *cluster, uint32_t block, sl_partition *p, uint6
 }
 
 /* Step 19: gives a reset buffer that we alone own the next number and puts it into the directory. The first absent number: one that is skipped would
- * never come. SL_OK; SL_E_AGAIN: there is no free slot, the buffer is FREE. */
+ * never come. SL_OK; SL_E_AGAIN: there is no free slot, or the topic is gone; the buffer is FREE. */
 static int publish(sl_cluster *cluster, uint32_t row, uint32_t block, sl_partition *p, sl_map *m) {
     sl_segment *seg = m->segment;
     memcpy(seg->topic_id, p->topic_id, 16);
@@ -301,7 +301,13 @@ static int publish(sl_cluster *cluster, uint32_t row, uint32_t block, sl_partiti
         uint64_t n = sl_cur_number(sl_load_acquire(&p->cur)) + 1;
         while (sl_log_buffer(p, n)) n++;
         uint64_t *slot = &p->dir[n % SL_DIR_SLOTS], d = sl_load_acquire(slot);
-        if (sl_dir_number(d) == (n & 0xffff)) continue; /* published, or even gone, since we looked */
+        if (sl_dir_number(d) == (n & 0xffff)) {
+            /* Published since we looked, or even gone again: then `cur` is past it. A number ahead of `cur` whose buffer is gone was thrown away with its
+             * topic (sl_ring_discard): whoever was stopped in here meanwhile finds no log to publish into. */
+            if (sl_dir_buffer(d) != 0 || sl_cur_number(sl_load_sc(&p->cur)) >= n) continue;
+            set_claim(m, claim_of(cluster, row, SL_SEGMENT_FREE, 0));
+            return SL_E_AGAIN;
+        }
         if (sl_dir_buffer(d) != 0) {
             if (help_slot(cluster, block, p, n)) continue;
             set_claim(m, claim_of(cluster, row, SL_SEGMENT_FREE, 0));

@@ -616,6 +616,19 @@ static void a_record_that_claims_rows_is_damage_and_not_views_of_other_memory(vo
     close_partition();
 }
 
+static void a_recycler_stopped_over_the_deletion_of_its_topic_comes_to_an_end(void) {
+    open_partition(0, SL_SEGMENT_MIN_BYTES);
+    sl_partition *p = sl_cluster_partition(c, block);
+    int64_t ready = sl_segment_make(c, SL_SEGMENT_MIN_BYTES), held = sl_segment_make(c, SL_SEGMENT_MIN_BYTES);
+    CHECK_EQ(sl_log_publish(c, 31, block, 1, (uint32_t)ready), 0);
+    for (int i = 0; i < SL_DIR_SLOTS; i++) /* as sl_ring_discard(): the buffers go, numbers and epochs stay */
+        if (sl_dir_buffer(p->dir[i])) p->dir[i] = sl_dir_make(sl_dir_epoch(p->dir[i]), sl_dir_number(p->dir[i]), 0);
+    alarm(10); /* it went round for ever */
+    CHECK_EQ(sl_log_publish(c, 31, block, 1, (uint32_t)held), SL_E_AGAIN);
+    alarm(600);
+    close_partition();
+}
+
 #define RUN(name) do { failed = 0; name(); printf("%s %s\n", failed ? "FAILED" : "ok    ", #name); fflush(stdout); if (failed) { fixture_unlink(); all = 1; } } while (0)
 int main(void) {
     int all = 0;
@@ -637,6 +650,7 @@ int main(void) {
     RUN(a_recycler_of_a_memory_topic_stopped_anywhere_does_not_hold_up_the_ring);
     RUN(a_recycler_killed_anywhere_loses_no_buffer);
     RUN(a_recycler_of_a_memory_topic_killed_anywhere_loses_no_buffer);
+    RUN(a_recycler_stopped_over_the_deletion_of_its_topic_comes_to_an_end);
     RUN(producers_in_processes_lose_nothing_and_keep_their_order);
     RUN(of_processes_racing_for_an_offset_exactly_one_wins_each);
     RUN(big_records_of_two_producers_make_progress);
