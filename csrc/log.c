@@ -699,10 +699,15 @@ static int wait_word(sl_cluster *cluster, uint32_t row_index, uint32_t block, co
     sl_row *row = sl_cluster_row(cluster, row_index);
     if (!p || !waits || !row) return SL_E_INVALID;
     uint64_t *word = word_of(p, which);
+    uint32_t *cluster_state = &sl_cluster_control(cluster)->cluster_state;
     for (;;) {
-        if (sl_word_offset(sl_load_acquire(word)) >= offset) return SL_OK;
-        if (sl_load_acquire(&p->state) != SL_PARTITION_LIVE || memcmp(p->topic_id, topic_id, 16)) return SL_E_DELETED;
-        if (sl_load_acquire(&sl_cluster_control(cluster)->cluster_state) == SL_CLUSTER_DOWN) return SL_E_GONE;
+        uint64_t reached = sl_word_offset(sl_load_acquire(word));
+        /* Behind the word: what a block's next topic has made durable is no acknowledgement for this one. */
+        uint32_t state = sl_load_acquire(&p->state);
+        if (state == SL_PARTITION_FREE || memcmp(p->topic_id, topic_id, 16)) return SL_E_DELETED;
+        if (reached >= offset) return SL_OK; /* true, though the topic may be deleted since */
+        if (state != SL_PARTITION_LIVE) return SL_E_DELETED;
+        if (sl_load_acquire(cluster_state) == SL_CLUSTER_DOWN) return SL_E_GONE;
         if (deadline_ns <= sl_monotonic_ns()) {
             uint32_t storage = sl_load_acquire(&p->storage_state);
             return storage == SL_STORAGE_DISK_FULL ? SL_E_DISK_FULL : storage == SL_STORAGE_DISK_ERROR ? SL_E_IO : SL_E_TIMEOUT;
@@ -712,7 +717,9 @@ static int wait_word(sl_cluster *cluster, uint32_t row_index, uint32_t block, co
         uint32_t seen = sl_sleep_begin(row, SL_SLEEPS_FUTEX);
         sl_bits_set(waits->commit, row_index);
         int rc = SL_OK;
-        if (sl_word_offset(sl_load_sc(word)) < offset) rc = sl_futex_wait(&row->wake, seen, deadline_ns);
+        /* Everything that somebody may have said in the meantime, to whom we were not asleep yet. */
+        if (sl_word_offset(sl_load_sc(word)) < offset && sl_load_sc(&p->state) == SL_PARTITION_LIVE && sl_load_sc(cluster_state) != SL_CLUSTER_DOWN)
+            rc = sl_futex_wait(&row->wake, seen, deadline_ns);
         sl_bits_clear(waits->commit, row_index);
         sl_sleep_end(row);
         if (rc < 0 && rc != SL_E_TIMEOUT) return rc;

@@ -664,7 +664,8 @@ int sl_readers_wait(sl_cluster *cluster, uint32_t row_index, sl_reader **readers
     set_bits(row_index, readers, n, 1);
     SL_FAILPOINT(announce_recheck);
     rc = 1;
-    if (!any_data(readers, n)) {
+    if (sl_load_sc(&sl_cluster_control(cluster)->cluster_state) == SL_CLUSTER_DOWN) rc = SL_E_GONE; /* whoever said so did not see us asleep */
+    else if (!any_data(readers, n)) {
         rc = sl_futex_wait(&row->wake, seen, deadline_ns);
         if (rc == SL_OK) rc = any_data(readers, n);
     }
