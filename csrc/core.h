@@ -356,6 +356,7 @@ typedef struct sl_map {            /* a mapped segment; cached by buffer id, cou
 int sl_map_get(sl_cluster *cluster, uint32_t buffer, int writable, sl_map **out);
 void sl_map_put(sl_cluster *cluster, sl_map *map);
 const char *sl_cluster_prefix(sl_cluster *cluster);
+uint64_t sl_cluster_serial(sl_cluster *cluster);   /* from 1 on, never twice in a process: an address may be given out again */
 /* Does this process still own the handle? 0, or SL_E_FORKED in a child that inherited it. */
 int sl_cluster_check(sl_cluster *cluster);
 

@@ -69,7 +69,7 @@ static void fifo_write(sl_cluster *cluster, uint32_t index) {
 }
 
 /* The last sleep of each row that this thread has completed a wake for: {wake value after our add}. The skip rule above. */
-static __thread struct { sl_cluster *cluster; uint32_t value[64]; uint32_t row[64]; } woken;
+static __thread struct { uint64_t cluster; uint32_t value[64]; uint32_t row[64]; } woken; /* cluster: its serial */
 
 static void wake_row(sl_cluster *cluster, uint32_t index) {
     sl_row *row = sl_cluster_row(cluster, index);
@@ -77,12 +77,13 @@ static void wake_row(sl_cluster *cluster, uint32_t index) {
     uint32_t how = sl_load_sc(&row->sleeping); /* SYNC announce */
     if (how == SL_AWAKE) return; /* it has not slept yet and looks again after its announcement, or is awake already */
     uint32_t slot = index % 64, now = sl_load_sc(&row->wake);
-    if (woken.cluster == cluster && woken.row[slot] == index + 1 && woken.value[slot] == now) return;
+    uint64_t serial = sl_cluster_serial(cluster);
+    if (woken.cluster == serial && woken.row[slot] == index + 1 && woken.value[slot] == now) return;
     now = sl_fetch_add_sc(&row->wake, 1) + 1;
     SL_FAILPOINT(wake_counted);
     sl_futex_wake(&row->wake, INT_MAX);
     if (how == SL_SLEEPS_POLLER) fifo_write(cluster, index);
-    if (woken.cluster != cluster) { memset(&woken, 0, sizeof woken); woken.cluster = cluster; }
+    if (woken.cluster != serial) { memset(&woken, 0, sizeof woken); woken.cluster = serial; }
     woken.row[slot] = index + 1;
     woken.value[slot] = now;
 }
