@@ -62,8 +62,8 @@ void sl_bits_clear(uint64_t *bits, uint32_t row) {
 static void fifo_write(sl_cluster *cluster, uint32_t index) {
     char path[160];
     snprintf(path, sizeof path, "/dev/shm%s/w%u", sl_cluster_prefix(cluster), index);
-    int fd = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
-    if (fd < 0) return; /* no reader any more */
+    int fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC); /* not only to write: SIGPIPE would kill us if the reader closed it just now */
+    if (fd < 0) return; /* the reader is gone, and its FIFO */
     if (write(fd, "", 1) < 0) { /* full: the reader has enough to wake up for */ }
     close(fd);
 }
