@@ -412,7 +412,12 @@ static int64_t poll_file(sl_reader *r, uint64_t end, budget *b) {
             uint64_t offset = h->base_offset + c->rel;
             uint32_t bytes, count = sl_frame_rows(frame);
             memcpy(&bytes, frame, 4);
-            if (offset >= r->entry.until || offset + count > b->limit) { r->cell_at = r->cells_used; break; }
+            if (offset + count > b->limit) { r->cell_at = r->cells_used; return (int64_t)b->used; } /* the end, for now */
+            if (offset >= r->entry.until) { /* another file has what follows; up to there nothing is left (compacted away) */
+                r->cell_at = r->cells_used;
+                if (!b->used && r->position < r->entry.until) r->position = r->entry.until;
+                break;
+            }
             if (offset + count <= r->position) { r->cell_at++; continue; }
             if (offset > r->position) r->position = offset; /* compacted away */
             if (c->type == SL_CELL_CONTROL) {
