@@ -629,6 +629,32 @@ static void a_recycler_stopped_over_the_deletion_of_its_topic_comes_to_an_end(vo
     close_partition();
 }
 
+static void a_reader_of_a_partition_that_is_not_open_yet_sleeps_until_it_is(void) {
+    open_partition(0, SL_SEGMENT_MIN_BYTES);
+    uint32_t other = 1; /* known to the coordinator, opened by no broker */
+    sl_reader *r;
+    sl_view v;
+    CHECK_EQ(sl_reader_open(c, 1, other, fixture_topic_id, NULL, &r), 0);
+    CHECK_EQ(sl_reader_poll(r, &v, 1, 1 << 20, 1), 0);
+    CHECK_EQ(sl_readers_wait(c, 1, &r, 1, 0, sl_monotonic_ns() + 20000000), SL_E_TIMEOUT); /* it went round at once, for as long as that took */
+    pid_t child = fork();
+    if (child == 0) {
+        sl_cluster *mine = fixture_open();
+        while (!sl_cluster_waits(mine, other)->data[0]) sl_pause();
+        int64_t buffer = sl_segment_make(mine, SL_SEGMENT_MIN_BYTES);
+        _exit(sl_log_open_epoch(mine, 30, other, 1, (uint32_t)buffer, 0) == 1 ? 0 : 1);
+    }
+    int64_t deadline = SOON;
+    CHECK_EQ(sl_readers_wait(c, 1, &r, 1, 0, deadline), 1);
+    CHECK(sl_monotonic_ns() < deadline);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK_EQ(sl_reader_poll(r, &v, 1, 1 << 20, 1), 0);
+    CHECK_EQ(sl_readers_wait(c, 1, &r, 1, 0, sl_monotonic_ns() + 1000000), SL_E_TIMEOUT);
+    sl_reader_close(r);
+    close_partition();
+}
+
 #define RUN(name) do { failed = 0; name(); printf("%s %s\n", failed ? "FAILED" : "ok    ", #name); fflush(stdout); if (failed) { fixture_unlink(); all = 1; } } while (0)
 int main(void) {
     int all = 0;
@@ -651,6 +677,7 @@ int main(void) {
     RUN(a_recycler_killed_anywhere_loses_no_buffer);
     RUN(a_recycler_of_a_memory_topic_killed_anywhere_loses_no_buffer);
     RUN(a_recycler_stopped_over_the_deletion_of_its_topic_comes_to_an_end);
+    RUN(a_reader_of_a_partition_that_is_not_open_yet_sleeps_until_it_is);
     RUN(producers_in_processes_lose_nothing_and_keep_their_order);
     RUN(of_processes_racing_for_an_offset_exactly_one_wins_each);
     RUN(big_records_of_two_producers_make_progress);
