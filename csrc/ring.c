@@ -589,7 +589,7 @@ void sl_ring_leave(sl_broker *b, sl_bp *p) {
 
 void sl_ring_unused(sl_broker *b, sl_bp *p, uint32_t buffer) {
     int i = ring_find(p, buffer);
-    if (i < 0) return;
+    if (i < 0 || in_directory(p, buffer)) return; /* published before the opening failed: the next try goes on from there, and needs it to have a name */
     sl_buffer item = list_take(&p->ring, (uint32_t)i);
     set_ring_bytes(p, p->ring_bytes - item.map->bytes);
     sort_out(b, p, item, sl_monotonic_ns());
