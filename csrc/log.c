@@ -595,11 +595,17 @@ int sl_log_open_epoch(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_
             to = sl_cur_make(leader_epoch, 1, number);
         } while (!sl_cas_sc(&p->cur, &c, to));
     }
-    sl_store_release(&p->leader_epoch, leader_epoch);
+    /* A leader that was stopped here while a later one opened may not take anything back. */
+    uint32_t known = sl_load_acquire(&p->leader_epoch);
+    do {
+        if ((int32_t)(known - leader_epoch) > 0) { rc = SL_E_FENCED; goto out; }
+    } while (!sl_cas_sc(&p->leader_epoch, &known, leader_epoch));
     /* Step 32: move every word to the new epoch, then they may be read. From here the old leader's CAS fails. */
     for (int which = SL_WORD_HIGH_WATERMARK; which <= SL_WORD_LOG_START; which++) {
         uint64_t *word = word_of(p, which), w = sl_load_acquire(word);
-        while (!sl_cas_sc(word, &w, sl_word_make(leader_epoch, sl_word_offset(w)))) {}
+        do {
+            if (w && later(sl_word_tag(w), leader_epoch & 0xffff, 16)) { rc = SL_E_FENCED; goto out; } /* 0: of no epoch yet */
+        } while (!sl_cas_sc(word, &w, sl_word_make(leader_epoch, sl_word_offset(w))));
     }
     for (uint64_t n = number + 1; n <= number + SL_DIR_SLOTS; n++) {
         uint64_t d = sl_load_acquire(&p->dir[n % SL_DIR_SLOTS]);

@@ -655,6 +655,24 @@ static void a_reader_of_a_partition_that_is_not_open_yet_sleeps_until_it_is(void
     close_partition();
 }
 
+/* Stopped between its fence and its words, while epoch 3 opened and went on: what it does after that must not be seen. */
+static void a_leader_that_opens_too_late_takes_nothing_back(void) {
+    open_partition(0, SL_SEGMENT_MIN_BYTES);
+    sl_partition *p = sl_cluster_partition(c, block);
+    int64_t buffer = sl_segment_make(c, SL_SEGMENT_MIN_BYTES);
+    CHECK_EQ(sl_log_open_epoch(c, 31, block, 3, (uint32_t)buffer, 0), 1);
+    CHECK_EQ(sl_log_advance(c, block, SL_WORD_SPILLED, 3, 7), 0);
+    uint64_t opened = p->cur, spilled = p->spilled;
+    p->cur = sl_cur_make(2, 1, sl_cur_number(opened)); /* as epoch 2 saw it before it was stopped */
+    int64_t late = sl_segment_make(c, SL_SEGMENT_MIN_BYTES);
+    CHECK_EQ(sl_log_open_epoch(c, 31, block, 2, (uint32_t)late, 0), SL_E_FENCED);
+    p->cur = opened;
+    CHECK_EQ(p->leader_epoch, 3);
+    CHECK_EQ(p->spilled, spilled);
+    CHECK_EQ(sl_log_advance(c, block, SL_WORD_SPILLED, 2, 9), SL_E_FENCED);
+    close_partition();
+}
+
 #define RUN(name) do { failed = 0; name(); printf("%s %s\n", failed ? "FAILED" : "ok    ", #name); fflush(stdout); if (failed) { fixture_unlink(); all = 1; } } while (0)
 int main(void) {
     int all = 0;
@@ -678,6 +696,7 @@ int main(void) {
     RUN(a_recycler_of_a_memory_topic_killed_anywhere_loses_no_buffer);
     RUN(a_recycler_stopped_over_the_deletion_of_its_topic_comes_to_an_end);
     RUN(a_reader_of_a_partition_that_is_not_open_yet_sleeps_until_it_is);
+    RUN(a_leader_that_opens_too_late_takes_nothing_back);
     RUN(producers_in_processes_lose_nothing_and_keep_their_order);
     RUN(of_processes_racing_for_an_offset_exactly_one_wins_each);
     RUN(big_records_of_two_producers_make_progress);
