@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import FrameType, TracebackType
@@ -168,6 +169,9 @@ class Consumer:
         self._polled: _Assigned | None = None  # whose reader may hold the row's poll pin
         self._fetched = 0  # bytes of one partition in the poll that is going on
         self._woken = False
+        # wakeup() says "awake" before it touches the row, and whoever woke may close at once, which unmaps the row. Reentrant: a signal handler may
+        # call wakeup() in the middle of either.
+        self._wake_lock = threading.RLock()
         self._owner: FrameType | None = None  # the call that is going on
         self._fifo: tuple[int, int] | None = None
         self._counts = dict.fromkeys(("records", "bytes", "polls", "batches", "copied_batches", "resets", "skipped_records"), 0)
@@ -478,10 +482,11 @@ class Consumer:
     def wakeup(self) -> None:
         """From any thread, or a signal handler: ends the poll() or step of iteration that waits now, or the next that would wait; it finds nothing
         then."""
-        if self._generation != handle.generation:
-            handle.refuse(self._generation, "Consumer")
-        self._woken = True
-        lib.sl_row_wakeup(self._cluster, self._row)
+        self._check_open()  # in a forked child the lock may be held by a thread that is not there
+        with self._wake_lock:
+            self._check_open()
+            self._woken = True
+            lib.sl_row_wakeup(self._cluster, self._row)
 
     # --- the rest ---
 
@@ -527,7 +532,8 @@ class Consumer:
                     os.unlink(f"{self._session.run_dir.rstrip('/')}/w{self._row}")
                 except FileNotFoundError:
                     pass
-            self._leases.close()
+            with self._wake_lock:
+                self._leases.close()
         finally:
             self._owner = None
 
