@@ -522,6 +522,8 @@ class Consumer:
             self._generation = handle.CLOSED
             self._ready = iter(())
             self._unpin()
+            if self._fifo is not None:
+                self._disarm()
             parts, self._parts, self._readers = self._parts, {}, None
             for part in parts.values():
                 lib.sl_reader_close(part.reader)
@@ -613,9 +615,10 @@ class Consumer:
                 pass  # full: readable in any case
 
     def _disarm(self) -> None:
+        """Of all partitions, also those paused since: a bit that stays set makes every append there look after this row."""
         assert self._fifo is not None
-        readers, n = self._reader_array()
-        lib.sl_readers_disarm(self._cluster, self._row, readers, n)
+        everything = [part.reader for part in self._parts.values()]
+        lib.sl_readers_disarm(self._cluster, self._row, ffi.new("sl_reader *[]", everything), len(everything))
         try:
             while len(os.read(self._fifo[0], 4096)) == 4096:
                 pass
@@ -667,6 +670,8 @@ class Consumer:
             for part in opened.values():
                 lib.sl_reader_close(part.reader)
             raise
+        if self._fifo is not None:
+            self._disarm()
         self._parts = {**{tp: part for tp, part in old.items() if tp not in gone}, **opened}
         self._readers = None
         if self._ready_part is not None and self._ready_part.tp in gone:

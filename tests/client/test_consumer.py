@@ -507,6 +507,27 @@ def test_fileno_is_readable_when_there_is_something(here: Any) -> None:
     assert select.select([fd], [], [], 5)[0]
 
 
+@pytest.mark.parametrize("end", ["close", "pause", "unsubscribe"])
+def test_no_partition_remembers_a_consumer_that_waits_for_it_no_more(here: Any, end: str) -> None:
+    here.producer().send("t", b"a")
+    c = here.consumer("t")
+    waits = lib.sl_cluster_waits(c._cluster, c._parts[T0].block)
+    keep = here.consumer("t")  # so that the memory stays mapped
+    c.fileno()
+    while c.poll():
+        pass
+    assert any(waits.data)
+    if end == "close":
+        c.close()
+    elif end == "unsubscribe":
+        c.unsubscribe()
+    else:
+        c.pause(T0)
+        c.poll()
+    assert not any(waits.data)
+    keep.close()
+
+
 def test_close_waits_for_a_wakeup_that_is_going_on(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     here.producer().send("t", b"a")
     c = here.consumer("t")
