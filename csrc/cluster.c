@@ -221,7 +221,7 @@ int64_t sl_segment_make(sl_cluster *c, uint64_t bytes) {
     snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
     int rc = SL_OK, saved = 0;
     struct stat st;
-    /* The mode of the control object decides for all (umask cut ours); real allocation, so that no store can ever fault. */
+    /* Nobody else's, whatever the umask; real allocation, so that no store can ever fault. */
     if (fchmod(fd, 0600) < 0) { saved = errno; rc = SL_E_SYS; }
     if (rc == SL_OK && (saved = posix_fallocate(fd, 0, (off_t)bytes)) != 0) rc = saved == ENOSPC || saved == ENOMEM ? SL_E_SHM_FULL : SL_E_SYS;
     if (rc == SL_OK && (fstat(fd, &st) < 0 || (uint64_t)st.st_size != bytes)) { saved = errno; rc = SL_E_SYS; }

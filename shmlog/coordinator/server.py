@@ -489,8 +489,6 @@ class Coordinator:
             if broker.connection and broker.ready:
                 self.connections.send(broker.connection, m.ViewChanged(new.version))
 
-    # --- partition blocks ---
-
     # === the loop ======================================================================================================
 
     def _loop(self) -> None:
