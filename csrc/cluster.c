@@ -22,6 +22,7 @@
 
 struct sl_cluster {
     char prefix[96];
+    uint64_t serial;
     sl_control *control;
     sl_table *partitions, *waits, *rows;
     uint32_t fork_generation;
@@ -138,6 +139,8 @@ int sl_cluster_open(const char *prefix, sl_cluster **out) {
     sl_cluster *c = calloc(1, sizeof *c);
     if (!c) return SL_E_NOMEM;
     strcpy(c->prefix, prefix);
+    static uint64_t serials;
+    c->serial = sl_fetch_add_relaxed(&serials, 1) + 1;
     c->fork_generation = fork_generation;
     pthread_mutex_init(&c->lock, NULL);
     int rc = attach(prefix, "control", SL_KIND_CONTROL, sizeof(sl_control), (void **)&c->control);
@@ -171,6 +174,7 @@ void sl_cluster_close(sl_cluster *c) {
 
 sl_control *sl_cluster_control(sl_cluster *c) { return c->control; }
 const char *sl_cluster_prefix(sl_cluster *c) { return c->prefix; }
+uint64_t sl_cluster_serial(sl_cluster *c) { return c->serial; }
 uint64_t sl_cluster_mapped_bytes(sl_cluster *c) { return c->mapped_bytes; }
 
 static void *table_entry(sl_table *t, uint32_t index, uint32_t max, uint64_t entry_bytes) {
@@ -217,7 +221,7 @@ int64_t sl_segment_make(sl_cluster *c, uint64_t bytes) {
     snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
     int rc = SL_OK, saved = 0;
     struct stat st;
-    /* The mode of the control object decides for all (umask cut ours); real allocation, so that no store can ever fault. */
+    /* Nobody else's, whatever the umask; real allocation, so that no store can ever fault. */
     if (fchmod(fd, 0600) < 0) { saved = errno; rc = SL_E_SYS; }
     if (rc == SL_OK && (saved = posix_fallocate(fd, 0, (off_t)bytes)) != 0) rc = saved == ENOSPC || saved == ENOMEM ? SL_E_SHM_FULL : SL_E_SYS;
     if (rc == SL_OK && (fstat(fd, &st) < 0 || (uint64_t)st.st_size != bytes)) { saved = errno; rc = SL_E_SYS; }

@@ -1,4 +1,4 @@
-/* What the C core offers to the Python side (by cffi, verbatim) and its files to each other. The library for C programs is shmlog.h.
+/* What the C core offers to the Python side (by cffi, verbatim) and its files to each other. A library for C programs (shmlog.h) is not there yet.
  *
  * One int64_t or int return carries a result (>= 0) or a code (SL_E_*, < 0). Deadlines are absolute CLOCK_MONOTONIC nanoseconds; 0 = do not
  * wait. No function waits without one, allocates on the append or poll path, or calls back. A call that a signal interrupts while it waits returns
@@ -74,7 +74,7 @@ void sl_segment_geometry(uint64_t bytes, uint32_t *cell_count, uint32_t *arena_p
 int64_t sl_segment_make(sl_cluster *cluster, uint64_t bytes);
 int sl_segment_unlink(sl_cluster *cluster, uint32_t buffer);
 
-/* ---- append (log.c) ---- */
+/* ---- append (append.c) ---- */
 typedef struct sl_record {
     const uint8_t *key;         /* NULL: null key */
     const uint8_t *value;       /* NULL: null value */
@@ -135,10 +135,11 @@ int sl_log_offsets(sl_cluster *cluster, uint32_t row, uint32_t block, sl_offsets
 /* ---- closing, moving on, reusing (log.c): each caller has a row ---- */
 /* Closes the active segment if it is `number` (or whatever is active: number 0) and helps rotate if a successor is there. */
 int sl_log_seal(sl_cluster *cluster, uint32_t row, uint32_t block, uint64_t number);
-/* Recycles at most one segment of the partition that nobody needs; 1 did, 0 nothing to do. broker: may pool, drop limbo, enforce policy. */
+/* Recycles at most one segment of the partition that nobody needs and publishes it as the next one; 1 did, 0 nothing to do. */
 int sl_log_recycle(sl_cluster *cluster, uint32_t row, uint32_t block);
 /* First use of a partition block, or a new leader epoch on memory that was there: fence, seal, move the words to the new epoch, open a segment made of
- * `buffer` (from sl_segment_make) with base = max(end of the sealed one, base_offset). Restartable. */
+ * `buffer` (from sl_segment_make) with base = max(end of the sealed one, base_offset). Restartable. 1; 0: a segment stood ready, `buffer` is the caller's again; SL_E_FENCED: a later epoch. After
+ * any other error `buffer` may be in the directory. */
 int sl_log_open_epoch(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_t leader_epoch, uint32_t buffer, uint64_t base_offset);
 /* Publishes a fresh buffer as the next segment. SL_E_AGAIN: the directory is full (free the buffer or keep it). */
 int sl_log_publish(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_t leader_epoch, uint32_t buffer);
@@ -178,7 +179,7 @@ typedef struct sl_view {         /* one record (or one array row); pointers into
 } sl_view;
 
 typedef struct sl_reader sl_reader;
-/* dir: the partition's directory on disk, NULL for memory only. isolation: 0 all that is visible, 1 up to the last stable offset. */
+/* dir: the partition's directory on disk, NULL for memory only. */
 int sl_reader_open(sl_cluster *cluster, uint32_t row, uint32_t block, const uint8_t topic_id[16], const char *dir, sl_reader **out);
 /* A reader over one file or directory with no cluster at all (verify, dump, recovery). */
 int sl_reader_open_files(const char *dir, sl_reader **out);
@@ -356,6 +357,7 @@ typedef struct sl_map {            /* a mapped segment; cached by buffer id, cou
 int sl_map_get(sl_cluster *cluster, uint32_t buffer, int writable, sl_map **out);
 void sl_map_put(sl_cluster *cluster, sl_map *map);
 const char *sl_cluster_prefix(sl_cluster *cluster);
+uint64_t sl_cluster_serial(sl_cluster *cluster);   /* from 1 on, never twice in a process: an address may be given out again */
 /* Does this process still own the handle? 0, or SL_E_FORKED in a child that inherited it. */
 int sl_cluster_check(sl_cluster *cluster);
 
@@ -368,7 +370,7 @@ static inline uint32_t sl_segment_phase(const sl_segment *segment) { return sl_c
 /* The segment `number` of a partition while it is in the directory (or claimed); buffer id, or 0. */
 uint32_t sl_log_buffer(sl_partition *partition, uint64_t number);
 /* The broker's half of sl_log_recycle(): takes the oldest segment that nobody needs (same conditions; raises log_start of memory-only topics) out of the
- * directory and does not publish it. Returns its buffer id, 0 nothing to do; its header's state says FREE (reset: pool or publish it), LIMBO or DEAD. */
+ * directory and does not publish it. Returns its buffer id, 0 nothing to do; sl_segment_phase() says FREE (reset: pool or publish it), LIMBO or DEAD. */
 int64_t sl_log_takeout(sl_cluster *cluster, uint32_t row, uint32_t block);
 /* Index of the first empty cell, or of the SEAL; *end_rel the offset there relative to base; *sealed. The caller holds a hazard word or pin.
  * SL_E_DAMAGED if the cells cannot be right. */

@@ -102,7 +102,7 @@ typedef struct sl_control {
     sl_object_header header;        /*   0 */
     /* line 1: the coordinator writes */
     uint64_t coordinator_epoch;     /* 128 boot counter << 32 | n; grows with each takeover */
-    uint64_t view_version;          /* 136 object v<view_version> is the metadata in force; flipped by one store (release) */
+    uint64_t view_version;          /* 136 object v<view_version> is the metadata in force; flipped by one CAS */
     uint32_t view_changes;          /* 144 futex word: +1 after each flip and each change of leader */
     uint32_t cluster_state;         /* 148 SL_CLUSTER_* */
     uint64_t boot_counter;          /* 152 */
@@ -118,7 +118,7 @@ typedef struct sl_control {
 /* Header lines of `partitions`, `waits` and `rows`: `allocated` entries are backed by memory (posix_fallocate returned before it grew). */
 typedef struct sl_table {
     sl_object_header header;        /*   0 */
-    uint32_t allocated;             /* 128 entries that may be touched; grows only (release; partner: sl_cluster.c table_entry) */
+    uint32_t allocated;             /* 128 entries that may be touched; grows only (release; partner: table_entry() in cluster.c) */
     uint32_t used;                  /* 132 entries ever given out; grows only. Recyclers read it *after* the take-out (step 16) */
     uint8_t  pad[888];              /* 136 */
 } sl_table;
@@ -149,7 +149,7 @@ typedef struct sl_table {
 
 /* One partition's words. Words "@" carry {leader epoch, low 16 bits : 16 | offset : 48}, move by CAS and never go back. */
 typedef struct sl_partition {
-    /* line 0: the coordinator, before `cur` first names a segment of this topic */
+    /* line 0: the coordinator; topic_id and partition before `state` becomes LIVE, the rest follows the view. leader_epoch: later ones by whoever opens them, CAS */
     uint8_t  topic_id[16];          /*   0 */
     uint32_t partition;             /*  16 */
     uint32_t state;                 /*  20 SL_PARTITION_* */

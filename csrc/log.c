@@ -293,7 +293,7 @@ static int help_slot(sl_cluster *cluster, uint32_t block, sl_partition *p, uint6
 }
 
 /* Step 19: gives a reset buffer that we alone own the next number and puts it into the directory. The first absent number: one that is skipped would
- * never come. SL_OK; SL_E_AGAIN: there is no free slot, the buffer is FREE. */
+ * never come. SL_OK; SL_E_AGAIN: there is no free slot, or the topic is gone; the buffer is FREE. */
 static int publish(sl_cluster *cluster, uint32_t row, uint32_t block, sl_partition *p, sl_map *m) {
     sl_segment *seg = m->segment;
     memcpy(seg->topic_id, p->topic_id, 16);
@@ -303,7 +303,13 @@ static int publish(sl_cluster *cluster, uint32_t row, uint32_t block, sl_partiti
         uint64_t n = sl_cur_number(sl_load_acquire(&p->cur)) + 1;
         while (sl_log_buffer(p, n)) n++;
         uint64_t *slot = &p->dir[n % SL_DIR_SLOTS], d = sl_load_acquire(slot);
-        if (sl_dir_number(d) == (n & 0xffff)) continue; /* published, or even gone, since we looked */
+        if (sl_dir_number(d) == (n & 0xffff)) {
+            /* Published since we looked, or even gone again: then `cur` is past it. A number ahead of `cur` whose buffer is gone was thrown away with its
+             * topic (sl_ring_discard): whoever was stopped in here meanwhile finds no log to publish into. */
+            if (sl_dir_buffer(d) != 0 || sl_cur_number(sl_load_sc(&p->cur)) >= n) continue;
+            set_claim(m, claim_of(cluster, row, SL_SEGMENT_FREE, 0));
+            return SL_E_AGAIN;
+        }
         if (sl_dir_buffer(d) != 0) {
             if (help_slot(cluster, block, p, n)) continue;
             set_claim(m, claim_of(cluster, row, SL_SEGMENT_FREE, 0));
@@ -591,11 +597,17 @@ int sl_log_open_epoch(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_
             to = sl_cur_make(leader_epoch, 1, number);
         } while (!sl_cas_sc(&p->cur, &c, to));
     }
-    sl_store_release(&p->leader_epoch, leader_epoch);
+    /* A leader that was stopped here while a later one opened may not take anything back. */
+    uint32_t known = sl_load_acquire(&p->leader_epoch);
+    do {
+        if ((int32_t)(known - leader_epoch) > 0) { rc = SL_E_FENCED; goto out; }
+    } while (!sl_cas_sc(&p->leader_epoch, &known, leader_epoch));
     /* Step 32: move every word to the new epoch, then they may be read. From here the old leader's CAS fails. */
     for (int which = SL_WORD_HIGH_WATERMARK; which <= SL_WORD_LOG_START; which++) {
         uint64_t *word = word_of(p, which), w = sl_load_acquire(word);
-        while (!sl_cas_sc(word, &w, sl_word_make(leader_epoch, sl_word_offset(w)))) {}
+        do {
+            if (w && later(sl_word_tag(w), leader_epoch & 0xffff, 16)) { rc = SL_E_FENCED; goto out; } /* 0: of no epoch yet */
+        } while (!sl_cas_sc(word, &w, sl_word_make(leader_epoch, sl_word_offset(w))));
     }
     for (uint64_t n = number + 1; n <= number + SL_DIR_SLOTS; n++) {
         uint64_t d = sl_load_acquire(&p->dir[n % SL_DIR_SLOTS]);
@@ -695,10 +707,15 @@ static int wait_word(sl_cluster *cluster, uint32_t row_index, uint32_t block, co
     sl_row *row = sl_cluster_row(cluster, row_index);
     if (!p || !waits || !row) return SL_E_INVALID;
     uint64_t *word = word_of(p, which);
+    uint32_t *cluster_state = &sl_cluster_control(cluster)->cluster_state;
     for (;;) {
-        if (sl_word_offset(sl_load_acquire(word)) >= offset) return SL_OK;
-        if (sl_load_acquire(&p->state) != SL_PARTITION_LIVE || memcmp(p->topic_id, topic_id, 16)) return SL_E_DELETED;
-        if (sl_load_acquire(&sl_cluster_control(cluster)->cluster_state) == SL_CLUSTER_DOWN) return SL_E_GONE;
+        uint64_t reached = sl_word_offset(sl_load_acquire(word));
+        /* Behind the word: what a block's next topic has made durable is no acknowledgement for this one. */
+        uint32_t state = sl_load_acquire(&p->state);
+        if (state == SL_PARTITION_FREE || memcmp(p->topic_id, topic_id, 16)) return SL_E_DELETED;
+        if (reached >= offset) return SL_OK; /* true, though the topic may be deleted since */
+        if (state != SL_PARTITION_LIVE) return SL_E_DELETED;
+        if (sl_load_acquire(cluster_state) == SL_CLUSTER_DOWN) return SL_E_GONE;
         if (deadline_ns <= sl_monotonic_ns()) {
             uint32_t storage = sl_load_acquire(&p->storage_state);
             return storage == SL_STORAGE_DISK_FULL ? SL_E_DISK_FULL : storage == SL_STORAGE_DISK_ERROR ? SL_E_IO : SL_E_TIMEOUT;
@@ -708,7 +725,9 @@ static int wait_word(sl_cluster *cluster, uint32_t row_index, uint32_t block, co
         uint32_t seen = sl_sleep_begin(row, SL_SLEEPS_FUTEX);
         sl_bits_set(waits->commit, row_index);
         int rc = SL_OK;
-        if (sl_word_offset(sl_load_sc(word)) < offset) rc = sl_futex_wait(&row->wake, seen, deadline_ns);
+        /* Everything that somebody may have said in the meantime, to whom we were not asleep yet. */
+        if (sl_word_offset(sl_load_sc(word)) < offset && sl_load_sc(&p->state) == SL_PARTITION_LIVE && sl_load_sc(cluster_state) != SL_CLUSTER_DOWN)
+            rc = sl_futex_wait(&row->wake, seen, deadline_ns);
         sl_bits_clear(waits->commit, row_index);
         sl_sleep_end(row);
         if (rc < 0 && rc != SL_E_TIMEOUT) return rc;

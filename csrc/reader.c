@@ -249,23 +249,24 @@ typedef struct budget { sl_view *views; size_t used, max; uint64_t bytes, max_by
 /* Shows rows of the frame at `frame` (in shared memory, at most `room` bytes) from `from_row` on. Returns rows shown (0: it is a batch: copy it), SL_E_CORRUPT.
  * The header is read once, into `h`; nothing else decides an address. */
 static int64_t show_memory_frame(sl_reader *r, const uint8_t *frame, uint64_t room, uint64_t offset, uint32_t count, uint32_t from_row, budget *b) {
-    uint8_t copy[SL_FRAME_HEADER_BYTES + 4096] __attribute__((aligned(8)));
+    uint8_t copy[SL_FRAME_HEADER_BYTES + 28] __attribute__((aligned(8))); /* header and the extensions of fixed size; a dtype is only pointed at */
     sl_frame h;
     if (room < SL_FRAME_HEADER_BYTES) return SL_E_CORRUPT;
     memcpy(&h, frame, sizeof h);
     uint64_t head = SL_FRAME_HEADER_BYTES + (uint64_t)h.extension_bytes;
     uint64_t key = h.key_bytes == SL_NULL_BYTES ? 0 : h.key_bytes, value = h.value_bytes == SL_NULL_BYTES ? 0 : h.value_bytes;
-    if (h.frame_bytes > room || head > sizeof copy || head + key + value > h.frame_bytes) return SL_E_CORRUPT;
+    if (h.frame_bytes > room || head + key + value > h.frame_bytes) return SL_E_CORRUPT;
     uint32_t kind = h.flags & SL_FF_KIND_MASK;
     if (kind == SL_FF_BATCH) return 0;
     if (kind == SL_FF_CONTROL) return SL_E_CORRUPT; /* a control frame in a DATA cell */
+    if (((h.flags & SL_FF_HAS_ROWS) != 0) != (kind == SL_FF_ARRAY)) return SL_E_CORRUPT; /* else nothing bounds rows and row_bytes */
     uint64_t timestamp = ((uint64_t)h.timestamp_ns_high << 32) | h.timestamp_ns_low;
     sl_view v = {.offset = (int64_t)offset, .timestamp_ns = (int64_t)timestamp, .flags = h.flags, .leader_epoch = r->map->segment->leader_epoch,
                  .frame_rows = 1, .producer_id = -1, .sequence = -1, .producer_epoch = -1};
     uint64_t at = SL_FRAME_HEADER_BYTES;
     uint32_t rows = 1, row_bytes = (uint32_t)value, headers = 0;
     if (h.extension_bytes) {
-        memcpy(copy, frame, head);
+        memcpy(copy, frame, head < sizeof copy ? head : sizeof copy);
         if (h.flags & SL_FF_HAS_PRODUCER) {
             if (at + 16 > head) return SL_E_CORRUPT;
             memcpy(&v.producer_id, copy + at, 8);
@@ -411,7 +412,12 @@ static int64_t poll_file(sl_reader *r, uint64_t end, budget *b) {
             uint64_t offset = h->base_offset + c->rel;
             uint32_t bytes, count = sl_frame_rows(frame);
             memcpy(&bytes, frame, 4);
-            if (offset >= r->entry.until || offset + count > b->limit) { r->cell_at = r->cells_used; break; }
+            if (offset + count > b->limit) { r->cell_at = r->cells_used; return (int64_t)b->used; } /* the end, for now */
+            if (offset >= r->entry.until) { /* another file has what follows; up to there nothing is left (compacted away) */
+                r->cell_at = r->cells_used;
+                if (!b->used && r->position < r->entry.until) r->position = r->entry.until;
+                break;
+            }
             if (offset + count <= r->position) { r->cell_at++; continue; }
             if (offset > r->position) r->position = offset; /* compacted away */
             if (c->type == SL_CELL_CONTROL) {
@@ -666,7 +672,8 @@ int sl_readers_wait(sl_cluster *cluster, uint32_t row_index, sl_reader **readers
     set_bits(row_index, readers, n, 1);
     SL_FAILPOINT(announce_recheck);
     rc = 1;
-    if (!any_data(readers, n)) {
+    if (sl_load_sc(&sl_cluster_control(cluster)->cluster_state) == SL_CLUSTER_DOWN) rc = SL_E_GONE; /* whoever said so did not see us asleep */
+    else if (!any_data(readers, n)) {
         rc = sl_futex_wait(&row->wake, seen, deadline_ns);
         if (rc == SL_OK) rc = any_data(readers, n);
     }

@@ -196,7 +196,7 @@ static int in_directory(const sl_bp *p, uint32_t id) {
     return 0;
 }
 
-/* Where a buffer goes that has left the directory: by what its header says. Header words are others' to write: the worst a wrong one can do is to
+/* Where a buffer goes that has left the directory: by its claim word. Header words are others' to write: the worst a wrong one can do is to
  * unlink or keep memory; nothing is reset here that sl_log_takeout() or sl_limbo_retry() have not reset. */
 static void sort_out(sl_broker *b, sl_bp *p, sl_buffer item, int64_t now) {
     uint32_t state = sl_segment_phase(item.map->segment);
@@ -589,7 +589,7 @@ void sl_ring_leave(sl_broker *b, sl_bp *p) {
 
 void sl_ring_unused(sl_broker *b, sl_bp *p, uint32_t buffer) {
     int i = ring_find(p, buffer);
-    if (i < 0) return;
+    if (i < 0 || in_directory(p, buffer)) return; /* published before the opening failed: the next try goes on from there, and needs it to have a name */
     sl_buffer item = list_take(&p->ring, (uint32_t)i);
     set_ring_bytes(p, p->ring_bytes - item.map->bytes);
     sort_out(b, p, item, sl_monotonic_ns());

@@ -1,7 +1,7 @@
 /* Sleeping and waking between processes.
  *
  * A sleeper is a row. It owns a futex word (sl_row.wake) and one bit in the bitmap of every partition it waits for, so one sleep covers many
- * partitions. Protocol (append_protocol steps 34-36, modelled in tests/models/wait.pml):
+ * partitions. Protocol (append_protocol steps 34-36, modelled in tests/models/wakeup.pml):
  *
  *   sleeper: s = ++wake; sleeping = how; set own bit everywhere (sc); look again (sc); futex_wait(wake, s); clear own bits
  *   waker:   make the thing true (sc: a CAS); load the bitmap (sc); for each bit: ++wake of that row, futex_wake
@@ -62,14 +62,14 @@ void sl_bits_clear(uint64_t *bits, uint32_t row) {
 static void fifo_write(sl_cluster *cluster, uint32_t index) {
     char path[160];
     snprintf(path, sizeof path, "/dev/shm%s/w%u", sl_cluster_prefix(cluster), index);
-    int fd = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
-    if (fd < 0) return; /* no reader any more */
+    int fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC); /* not only to write: SIGPIPE would kill us if the reader closed it just now */
+    if (fd < 0) return; /* the reader is gone, and its FIFO */
     if (write(fd, "", 1) < 0) { /* full: the reader has enough to wake up for */ }
     close(fd);
 }
 
 /* The last sleep of each row that this thread has completed a wake for: {wake value after our add}. The skip rule above. */
-static __thread struct { sl_cluster *cluster; uint32_t value[64]; uint32_t row[64]; } woken;
+static __thread struct { uint64_t cluster; uint32_t value[64]; uint32_t row[64]; } woken; /* cluster: its serial */
 
 static void wake_row(sl_cluster *cluster, uint32_t index) {
     sl_row *row = sl_cluster_row(cluster, index);
@@ -77,12 +77,13 @@ static void wake_row(sl_cluster *cluster, uint32_t index) {
     uint32_t how = sl_load_sc(&row->sleeping); /* SYNC announce */
     if (how == SL_AWAKE) return; /* it has not slept yet and looks again after its announcement, or is awake already */
     uint32_t slot = index % 64, now = sl_load_sc(&row->wake);
-    if (woken.cluster == cluster && woken.row[slot] == index + 1 && woken.value[slot] == now) return;
+    uint64_t serial = sl_cluster_serial(cluster);
+    if (woken.cluster == serial && woken.row[slot] == index + 1 && woken.value[slot] == now) return;
     now = sl_fetch_add_sc(&row->wake, 1) + 1;
     SL_FAILPOINT(wake_counted);
     sl_futex_wake(&row->wake, INT_MAX);
     if (how == SL_SLEEPS_POLLER) fifo_write(cluster, index);
-    if (woken.cluster != cluster) { memset(&woken, 0, sizeof woken); woken.cluster = cluster; }
+    if (woken.cluster != serial) { memset(&woken, 0, sizeof woken); woken.cluster = serial; }
     woken.row[slot] = index + 1;
     woken.value[slot] = now;
 }

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import FrameType, TracebackType
@@ -168,6 +169,9 @@ class Consumer:
         self._polled: _Assigned | None = None  # whose reader may hold the row's poll pin
         self._fetched = 0  # bytes of one partition in the poll that is going on
         self._woken = False
+        # wakeup() says "awake" before it touches the row, and whoever woke may close at once, which unmaps the row. Reentrant: a signal handler may
+        # call wakeup() in the middle of either.
+        self._wake_lock = threading.RLock()
         self._owner: FrameType | None = None  # the call that is going on
         self._fifo: tuple[int, int] | None = None
         self._counts = dict.fromkeys(("records", "bytes", "polls", "batches", "copied_batches", "resets", "skipped_records"), 0)
@@ -478,10 +482,11 @@ class Consumer:
     def wakeup(self) -> None:
         """From any thread, or a signal handler: ends the poll() or step of iteration that waits now, or the next that would wait; it finds nothing
         then."""
-        if self._generation != handle.generation:
-            handle.refuse(self._generation, "Consumer")
-        self._woken = True
-        lib.sl_row_wakeup(self._cluster, self._row)
+        self._check_open()  # in a forked child the lock may be held by a thread that is not there
+        with self._wake_lock:
+            self._check_open()
+            self._woken = True
+            lib.sl_row_wakeup(self._cluster, self._row)
 
     # --- the rest ---
 
@@ -517,6 +522,8 @@ class Consumer:
             self._generation = handle.CLOSED
             self._ready = iter(())
             self._unpin()
+            if self._fifo is not None:
+                self._disarm()
             parts, self._parts, self._readers = self._parts, {}, None
             for part in parts.values():
                 lib.sl_reader_close(part.reader)
@@ -527,7 +534,8 @@ class Consumer:
                     os.unlink(f"{self._session.run_dir.rstrip('/')}/w{self._row}")
                 except FileNotFoundError:
                     pass
-            self._leases.close()
+            with self._wake_lock:
+                self._leases.close()
         finally:
             self._owner = None
 
@@ -607,9 +615,10 @@ class Consumer:
                 pass  # full: readable in any case
 
     def _disarm(self) -> None:
+        """Of all partitions, also those paused since: a bit that stays set makes every append there look after this row."""
         assert self._fifo is not None
-        readers, n = self._reader_array()
-        lib.sl_readers_disarm(self._cluster, self._row, readers, n)
+        everything = [part.reader for part in self._parts.values()]
+        lib.sl_readers_disarm(self._cluster, self._row, ffi.new("sl_reader *[]", everything), len(everything))
         try:
             while len(os.read(self._fifo[0], 4096)) == 4096:
                 pass
@@ -661,6 +670,8 @@ class Consumer:
             for part in opened.values():
                 lib.sl_reader_close(part.reader)
             raise
+        if self._fifo is not None:
+            self._disarm()
         self._parts = {**{tp: part for tp, part in old.items() if tp not in gone}, **opened}
         self._readers = None
         if self._ready_part is not None and self._ready_part.tp in gone:

@@ -14,7 +14,8 @@ from shmlog import errors
 from shmlog.types import RecordMetadata
 
 if TYPE_CHECKING:
-    from shmlog.client.producer import Producer, _Place
+    from shmlog.client.append import Place
+    from shmlog.client.producer import Producer
 
 
 class Delivery:
@@ -31,7 +32,7 @@ class Delivery:
     offset: int
     timestamp_ns: int
     count: int
-    _place: _Place  # while acks is awaited
+    _place: Place  # while acks is awaited
 
     def __init__(self, topic: str, partition: int, offset: int, timestamp_ns: int, count: int = 1) -> None:
         self.topic = topic

@@ -130,15 +130,19 @@ class Loan:
         self._key_taken = self.key
         self._fill(record)
         loan = ffi.new(_LOAN)
-        code = lib.sl_loan_take(place.appender, record, 0, loan, result)
-        if code:
-            producer._wait_for(thread, self._topic, n, code, result, lambda d: lib.sl_loan_take(place.appender, record, d, loan, result))
         self._ident = threading.get_ident()
         self._thread = thread
         self._place = place
         self._record = record
-        self._loan = loan
-        self._array = self._map(loan)
+        self._loan = loan  # before it is taken (an empty one is nothing to drop): a Ctrl-C behind that must find what to give back
+        try:
+            code = lib.sl_loan_take(place.appender, record, 0, loan, result)
+            if code:
+                producer._wait_for(thread, self._topic, n, code, result, lambda d: lib.sl_loan_take(place.appender, record, d, loan, result))
+            self._array = self._map(loan)
+        except BaseException:
+            self._drop()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -224,6 +228,8 @@ class Loan:
 
     def _seal(self) -> None:
         """Nobody writes through the array any more. What was derived from it earlier cannot be reached."""
+        if self._array is None:
+            return
         if self._shape is None:
             try:
                 self._array.release()

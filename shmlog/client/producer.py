@@ -15,24 +15,23 @@ can fail later: result() raises that, or flush(), close() and the end of a `with
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from shmlog import arrays, errors
 from shmlog._ffi import ffi, lib, raise_code
 from shmlog.client import handle
+from shmlog.client.append import WAITING, Place, Route, Thread, append_error, raise_append
 from shmlog.client.delivery import Deliveries, Delivery
 from shmlog.client.encoding import NULL, SL_RECORD, U8, array_bytes, bytes_of, clear, fill, from_buffer, timestamp, value_of
 from shmlog.client.loan import Loan
 from shmlog.client.session import Session, attach
 from shmlog.config import topic_config
-from shmlog.partitioner import Sticky
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,8 +44,6 @@ _BATCH_RECORD_SPARE_BYTES = 24  # upper bound of a record's own fields in a batc
 _BATCH_SPARE_BYTES = 128
 _REAP_EVERY = 64  # sends with acks pending between two looks at what was acknowledged meanwhile
 
-_RECORD = ffi.typeof("sl_record *")
-_RESULT = ffi.typeof("sl_append_result *")
 _append = lib.sl_append
 
 # How far a record must have come before it is acknowledged.
@@ -64,88 +61,6 @@ _WITHOUT_EFFECT = handle.CONNECTION_KEYWORDS | {
     "retries",
     "transaction_timeout_ms",
 }
-
-
-# --- a thread's way into the log ---------------------------------------------------------------------------------------
-
-
-class _Place:
-    """One partition as one thread appends to it."""
-
-    __slots__ = ("topic", "topic_id", "partition", "block", "appender", "acks")
-
-    def __init__(self, topic: str, topic_id: bytes, partition: int, block: int, appender: Any, acks: int) -> None:
-        self.topic = topic
-        self.topic_id = topic_id
-        self.partition = partition
-        self.block = block
-        self.appender = appender
-        self.acks = acks
-
-
-class _Route:
-    """One topic as one thread appends to it: its places, opened as they are used."""
-
-    __slots__ = ("topic", "topic_id", "blocks", "count", "places", "version", "acks", "sticky")
-
-    def __init__(self, topic: str, topic_id: bytes) -> None:
-        self.topic = topic
-        self.topic_id = topic_id
-        self.blocks: list[int] = []
-        self.count = 0
-        self.places: list[_Place | None] = []
-        self.version = -1  # of the cluster view that this was made from
-        self.acks: list[int] = []
-        # Producers start at different partitions, or all of them crowd the same one at the same time.
-        self.sticky = Sticky(start=int.from_bytes(os.urandom(2), "little"))
-
-
-class _Thread:
-    """What one thread of a Producer owns: a row, appenders and C structs. Freed when the thread ends or the Producer goes, in __del__."""
-
-    __slots__ = ("session", "cluster", "row", "routes", "free", "version", "records", "nbytes", "waits", "made_in", "ended", "__weakref__")
-
-    def __init__(self, session: Session, ended: list[int]) -> None:
-        self.made_in = handle.CLOSED
-        self.ended = ended
-        self.session = session = session.keep()
-        self.cluster = session.cluster
-        try:
-            self.row = session.take_row(session.PRODUCER)
-        except BaseException:
-            session.close()
-            raise
-        self.routes: dict[str, _Route] = {}
-        self.free: list[tuple[Any, Any]] = []
-        self.version = session.version_word  # a pointer: [0] is the version of the cluster view in force
-        self.records = 0
-        self.nbytes = 0
-        self.waits = 0
-        self.made_in = handle.generation
-
-    def structs(self) -> tuple[Any, Any]:
-        record, result = ffi.new(_RECORD), ffi.new(_RESULT)
-        record.producer_id = -1
-        return record, result
-
-    def close(self) -> None:
-        """By its own thread, or when no thread can use it any more."""
-        if self.made_in != handle.generation:
-            return  # closed before, or the parent's, whose row a child must not touch
-        self.made_in = handle.CLOSED
-        for i, n in enumerate((self.records, self.nbytes, self.waits)):
-            self.ended[i] += n
-        for route in self.routes.values():
-            for place in route.places:
-                if place is not None:
-                    lib.sl_appender_close(place.appender)
-        self.routes.clear()
-        self.session.give_row(self.row)
-        self.session.close()
-
-    def __del__(self) -> None:
-        if not getattr(handle, "exiting", True):
-            self.close()
 
 
 class Producer:
@@ -208,7 +123,7 @@ class Producer:
         self._delivery_timeout_ms = delivery_timeout_ms
         self.client_id = client_id
         self._local = threading.local()
-        self._threads: list[weakref.ref[_Thread]] = []
+        self._threads: list[weakref.ref[Thread]] = []
         self._lock = (
             threading.RLock()
         )  # of the three below; reentrant, because a signal handler may send; not on the way of a send that waits for nothing
@@ -477,27 +392,27 @@ class Producer:
             handle.refuse(self._generation, "Producer")
         return session
 
-    def _thread(self) -> _Thread:
+    def _thread(self) -> Thread:
         try:
-            thread: _Thread = self._local.thread
+            thread: Thread = self._local.thread
             return thread
         except AttributeError:
             return self._enter()
 
-    def _enter(self) -> _Thread:
+    def _enter(self) -> Thread:
         """The first call of a thread: its row."""
-        thread = _Thread(self._attached(), self._ended)
+        thread = Thread(self._attached(), self._ended)
         self._threads = [t for t in self._threads if t() is not None] + [weakref.ref(thread)]
         self._local.thread = thread
         return thread
 
-    def _route(self, thread: _Thread, topic: str) -> _Route:
+    def _route(self, thread: Thread, topic: str) -> Route:
         route = thread.routes.get(topic)
         if route is None or route.version != thread.version[0]:
             return self._find_route(thread, topic)
         return route
 
-    def _find_route(self, thread: _Thread, topic: str) -> _Route:
+    def _find_route(self, thread: Thread, topic: str) -> Route:
         """The route by the cluster view in force. Makes an unknown topic; refuses one that was deleted, or made anew, since this handle first used
         it."""
         session = thread.session
@@ -513,7 +428,7 @@ class Producer:
             known = self._topic_ids.setdefault(topic, view.topic_id)
         route = thread.routes.get(topic)
         if route is None:
-            route = _Route(topic, view.topic_id)
+            route = Route(topic, view.topic_id)
         config = topic_config(view.config)
         acks = []
         for n, p in enumerate(view.partitions):
@@ -537,12 +452,12 @@ class Producer:
         thread.routes[topic] = route
         return route
 
-    def _open(self, thread: _Thread, route: _Route, n: int) -> _Place:
+    def _open(self, thread: Thread, route: Route, n: int) -> Place:
         out = ffi.new("sl_appender **")
         code = lib.sl_appender_open(thread.cluster, thread.row, route.blocks[n], route.topic_id, out)
         if code:
-            _raise_append(thread, route.topic, n, code, None, None)
-        place = _Place(route.topic, route.topic_id, n, route.blocks[n], out[0], route.acks[n])
+            raise_append(thread, route.topic, n, code, None, None)
+        place = Place(route.topic, route.topic_id, n, route.blocks[n], out[0], route.acks[n])
         route.places[n] = place
         return place
 
@@ -562,35 +477,35 @@ class Producer:
 
     # --- appending when it is not done at once ---
 
-    def _append_slowly(self, thread: _Thread, place: _Place, record: Any, result: Any, code: int, expected_offset: int | None) -> None:
+    def _append_slowly(self, thread: Thread, place: Place, record: Any, result: Any, code: int, expected_offset: int | None) -> None:
         """Goes on with an append that did not happen at once, in slices, up to max_block_ms. Raises, or has appended."""
         expected = -1 if expected_offset is None else expected_offset
         self._wait_for(thread, place.topic, place.partition, code, result, lambda d: _append(place.appender, record, expected, d, result))
 
-    def _wait_for(self, thread: _Thread, topic: str, partition: int, code: int, result: Any, attempt: Callable[[int], int]) -> None:
+    def _wait_for(self, thread: Thread, topic: str, partition: int, code: int, result: Any, attempt: Callable[[int], int]) -> None:
         start = time.monotonic_ns()
         deadline = start + int(self._max_block_ms * 1_000_000)
         thread.waits += 1
         while code:
-            if code not in _WAITING:
-                _raise_append(thread, topic, partition, code, result, None)
+            if code not in WAITING:
+                raise_append(thread, topic, partition, code, result, None)
             now = time.monotonic_ns()
             if now >= deadline and code != lib.SL_E_INTR:
-                _raise_append(thread, topic, partition, code, result, self._max_block_ms)
+                raise_append(thread, topic, partition, code, result, self._max_block_ms)
             handle.check_cluster(thread.cluster, thread.session.name)
             until = min(deadline, now + handle.SLICE_NS)
             if code == lib.SL_E_FENCED:  # fails at once; a new leader bumps the word that sl_view_wait() sleeps on
                 lib.sl_view_wait(thread.cluster, lib.sl_cluster_control(thread.cluster).view_changes, min(until, now + 2_000_000))
             code = attempt(until)
 
-    def _append_frame(self, thread: _Thread, place: _Place, record: Any, result: Any, expected_offset: int | None) -> Delivery:
+    def _append_frame(self, thread: Thread, place: Place, record: Any, result: Any, expected_offset: int | None) -> Delivery:
         """Any frame: the way of send() without its short cuts."""
         code = _append(place.appender, record, -1 if expected_offset is None else expected_offset, 0, result)
         if code:
             self._append_slowly(thread, place, record, result, code, expected_offset)
         return self._appended(thread, place, result, record.rows or 1, record.value_bytes)
 
-    def _appended(self, thread: _Thread, place: _Place, result: Any, count: int, nbytes: int) -> Delivery:
+    def _appended(self, thread: Thread, place: Place, result: Any, count: int, nbytes: int) -> Delivery:
         delivery = Delivery(place.topic, place.partition, result.offset, result.timestamp_ns, count)
         thread.records += count
         thread.nbytes += nbytes
@@ -600,7 +515,7 @@ class Producer:
 
     # --- many ---
 
-    def _one_partition(self, route: _Route, partition: int | None, nbytes: int) -> int:
+    def _one_partition(self, route: Route, partition: int | None, nbytes: int) -> int:
         """Where records without keys go."""
         if partition is not None:
             return _check_partition(route.topic, partition, route.count)
@@ -608,10 +523,10 @@ class Producer:
             return self._ask_partitioner(route.topic, None, route.count)
         return 0 if route.count == 1 else route.sticky.choose(nbytes, time.monotonic_ns(), route.count)
 
-    def _max_message_bytes(self, thread: _Thread, place: _Place) -> int:
+    def _max_message_bytes(self, thread: Thread, place: Place) -> int:
         return int(lib.sl_cluster_partition(thread.cluster, place.block).max_message_bytes)
 
-    def _send_rows(self, thread: _Thread, route: _Route, values: Any, partition: int | None, stamp: int, expected_offset: int | None,
+    def _send_rows(self, thread: Thread, route: Route, values: Any, partition: int | None, stamp: int, expected_offset: int | None,
                    written: list[Delivery]) -> None:  # fmt: skip
         """A numpy array: array frames, one for as many rows as may be in one."""
         if values.ndim == 0:
@@ -628,7 +543,7 @@ class Producer:
         extension = arrays.encode(values.dtype, values.shape[1:])
         self._append_rows(thread, place, array_bytes(values), rows, row_bytes, extension, stamp, expected_offset, written)
 
-    def _append_rows(self, thread: _Thread, place: _Place, data: Any, rows: int, row_bytes: int, extension: bytes | None, stamp: int,
+    def _append_rows(self, thread: Thread, place: Place, data: Any, rows: int, row_bytes: int, extension: bytes | None, stamp: int,
                      expected_offset: int | None, written: list[Delivery]) -> None:  # fmt: skip
         """data: a buffer of rows * row_bytes bytes."""
         most = min(BATCH_MAX_RECORDS, max(1, self._max_message_bytes(thread, place) // row_bytes))
@@ -646,7 +561,7 @@ class Producer:
             written.append(self._append_frame(thread, place, record, result, expected_offset))
         del kept
 
-    def _send_values(self, thread: _Thread, route: _Route, values: Iterable[Any], keys: Sequence[Any] | None, partition: int | None, stamp: int,
+    def _send_values(self, thread: Thread, route: Route, values: Iterable[Any], keys: Sequence[Any] | None, partition: int | None, stamp: int,
                      expected_offset: int | None, written: list[Delivery]) -> None:  # fmt: skip
         if isinstance(values, bytes | bytearray | memoryview | str):
             raise TypeError(f"send_many() takes many values; {type(values).__name__} is one: send() takes it")
@@ -683,7 +598,7 @@ class Producer:
         for n, (group_values, group_keys) in groups.items():
             self._send_group(thread, route, n, group_values, group_keys, stamp, expected_offset, written)
 
-    def _send_group(self, thread: _Thread, route: _Route, n: int, values: list[Any], keys: list[Any] | None, stamp: int, expected_offset: int | None,
+    def _send_group(self, thread: Thread, route: Route, n: int, values: list[Any], keys: list[Any] | None, stamp: int, expected_offset: int | None,
                     written: list[Delivery]) -> None:  # fmt: skip
         """One partition's values: array frames if they are of one size and have no keys, else batches."""
         place = route.places[n] or self._open(thread, route, n)
@@ -711,7 +626,7 @@ class Producer:
             written.append(self._append_batch(thread, place, chunk, chunk_keys, stamp, expected_offset))
 
     def _append_batch(
-        self, thread: _Thread, place: _Place, values: list[Any], keys: list[Any] | None, stamp: int, expected_offset: int | None
+        self, thread: Thread, place: Place, values: list[Any], keys: list[Any] | None, stamp: int, expected_offset: int | None
     ) -> Delivery:
         """One record batch v2; a single value as a plain record."""
         record, result = thread.structs()
@@ -760,7 +675,7 @@ class Producer:
 
     # --- acknowledgements ---
 
-    def _watch(self, thread: _Thread, delivery: Delivery, place: _Place) -> None:
+    def _watch(self, thread: Thread, delivery: Delivery, place: Place) -> None:
         delivery._place = place
         delivery._producer = self
         self._pending.append(delivery)
@@ -774,11 +689,11 @@ class Producer:
         code = self._wait_call(thread, place, delivery, 0)
         if code == 0:
             self._finish(delivery, None)
-        elif code not in _WAITING:
-            self._finish(delivery, _append_error(thread, place.topic, place.partition, code, None, None))
+        elif code not in WAITING:
+            self._finish(delivery, append_error(thread, place.topic, place.partition, code, None, None))
 
     @staticmethod
-    def _wait_call(thread: _Thread, place: _Place, delivery: Delivery, deadline_ns: int) -> int:
+    def _wait_call(thread: Thread, place: Place, delivery: Delivery, deadline_ns: int) -> int:
         wait = lib.sl_wait_durable if place.acks == _DURABLE else lib.sl_wait_committed
         return int(wait(thread.cluster, thread.row, place.block, place.topic_id, delivery.offset + delivery.count, deadline_ns))
 
@@ -795,8 +710,8 @@ class Producer:
             if code == 0:
                 self._finish(delivery, None)
                 return
-            if code not in _WAITING:
-                self._finish(delivery, _append_error(thread, place.topic, place.partition, code, None, None))
+            if code not in WAITING:
+                self._finish(delivery, append_error(thread, place.topic, place.partition, code, None, None))
                 return
             if code != lib.SL_E_INTR and time.monotonic_ns() >= deadline:
                 what = "on disk at every in-sync replica" if place.acks == _DURABLE else "at every in-sync replica"
@@ -865,69 +780,14 @@ def _check_partition(topic: str, partition: int, count: int) -> int:
     raise errors.no_partition(topic, partition, count)
 
 
-# --- errors ------------------------------------------------------------------------------------------------------------
-
-# Codes that time may cure: the append is tried again while max_block_ms lasts.
-_WAITING = frozenset(
-    {lib.SL_E_AGAIN, lib.SL_E_TIMEOUT, lib.SL_E_INTR, lib.SL_E_FENCED, lib.SL_E_BEHIND, lib.SL_E_DISK_FULL, lib.SL_E_SHM_FULL, lib.SL_E_IO}
-)
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def _not_one_batch(place: _Place, rows: int, most: int) -> errors.ShmlogError:
+def _not_one_batch(place: Place, rows: int, most: int) -> errors.ShmlogError:
     return errors.MessageSizeTooLargeError(
         f"{rows} records do not fit one batch of {place.topic}-{place.partition}, which takes {most} of them; expected_offset needs them in one",
         topic=place.topic, partition=place.partition, size=rows, limit=most,
     )  # fmt: skip
-
-
-def _raise_append(thread: _Thread, topic: str, partition: int, code: int, result: Any, waited_ms: float | None) -> NoReturn:
-    raise _append_error(thread, topic, partition, code, result, waited_ms)
-
-
-def _append_error(thread: _Thread, topic: str, partition: int, code: int, result: Any, waited_ms: float | None) -> errors.ShmlogError:
-    """The exception for a result code, with its numbers. waited_ms: the time ran out."""
-    where = f"{topic}-{partition}"
-    place: dict[str, Any] = {"topic": topic, "partition": partition}
-    waited = "" if waited_ms is None else f" for {waited_ms:g} ms"
-    needed, free = (int(result.needed_bytes), int(result.free_bytes)) if result is not None else (0, 0)
-    room = {"needed_bytes": needed, "free_bytes": free}
-    if code == lib.SL_E_TOO_BIG:
-        if free and needed > free:
-            return errors.MessageSizeTooLargeError(
-                f"{where}: a record of {needed} bytes; max.message.bytes is {free}", size=needed, limit=free, **place
-            )
-        return errors.MessageSizeTooLargeError(f"{where}: the record is larger than a segment can be", **place)
-    if code == lib.SL_E_CONFLICT:
-        end = int(result.offset)
-        return errors.OffsetConflictError(f"{where}: the end of the log is {end}, not what was expected", log_end_offset=end, **place)
-    if code == lib.SL_E_DELETED:
-        return errors.UnknownTopicIdError(f"topic {topic!r} was deleted", **place)
-    if code == lib.SL_E_DISK_FULL:
-        return errors.StorageFullError(f"{where}: no room on the log's disk{waited}: {needed} bytes needed, {free} free", **room, **place)
-    if code == lib.SL_E_SHM_FULL:
-        return errors.ShmSpaceError(f"{where}: no room in shared memory{waited}: {needed} bytes needed, {free} free", **room, **place)
-    if code == lib.SL_E_RING_FULL:
-        return errors.RingFullError(
-            f"{where}: the partition's memory is full and shmlog.full=raise: {needed} bytes needed, {free} free", **room, **place
-        )
-    if code == lib.SL_E_IO:
-        return errors.StorageError(f"{where}: the log's disk failed{waited}", **place)
-    if code == lib.SL_E_BEHIND:
-        return errors.KafkaTimeoutError(f"{where}: no room{waited}: its disk, or a tethered consumer, is slower than the producers", **place)
-    if code == lib.SL_E_FENCED:
-        return errors.KafkaTimeoutError(f"{where}: no leader{waited}", **place)
-    if code in (lib.SL_E_TIMEOUT, lib.SL_E_AGAIN):
-        return errors.KafkaTimeoutError(f"{where}: no room{waited}", **place)
-    if code == lib.SL_E_GONE:
-        return errors.ClosedError(f"cluster {thread.session.name} was shut down")
-    if code == lib.SL_E_NO_SLOT:
-        return errors.LimitError(f"{where}: more than {lib.SL_VIEW_PINS} loans of one thread at a time", hint="end loans before taking more")
-    try:
-        raise_code(code)
-    except errors.ShmlogError as error:
-        error.topic, error.partition = topic, partition
-        return error
-    raise AssertionError(code)
 
 
 def _reopen(cls: type[Producer], recipe: dict[str, Any]) -> Producer:

@@ -52,6 +52,7 @@ TRIM_TIMEOUT_NS = 10 * NS
 STORE_REPLY_NS = 10 * NS  # how long a reply to a topic change waits for the disk before it says so
 END_TIMEOUT_S = 2.0  # for what was killed to have ended
 RESTART_DELAY_MAX_NS = 5 * NS
+STANDBY_RETRY_NS = 200 * MS  # between two standbys, when one dies at once
 STARTS_MAX = 3  # deaths of a broker before it was ever ready, after which the first `up` reports failure
 
 Reply = Callable[[Any], None]
@@ -132,6 +133,7 @@ class Coordinator:
         self.next_trim = 1
         self.standby_slot = 0
         self.standby_pidfd = -1
+        self.standby_asked_ns = 0
         self.owner_pidfd = -1
         self.stopping: Stopping | None = None
         self.finished = False
@@ -487,8 +489,6 @@ class Coordinator:
             if broker.connection and broker.ready:
                 self.connections.send(broker.connection, m.ViewChanged(new.version))
 
-    # --- partition blocks ---
-
     # === the loop ======================================================================================================
 
     def _loop(self) -> None:
@@ -536,6 +536,8 @@ class Coordinator:
             self._shutdown_timed_out()
         if self.view_failed:
             self._start_brokers()
+        if self.standby_pidfd < 0 and not self.stopping and self.standby_asked_ns and now - self.standby_asked_ns > STANDBY_RETRY_NS:
+            self._ask_for_standby()
 
     def _kill_stopped(self, now: int) -> None:
         for broker in self.brokers.values():
@@ -822,6 +824,7 @@ class Coordinator:
     # === spare and standby =============================================================================================
 
     def _ask_for_standby(self) -> None:
+        self.standby_asked_ns = monotonic_ns()
         for slot in COORDINATOR_SLOTS:
             process = self.control.processes[slot]
             if slot != self.slot and process.pid:
@@ -834,6 +837,7 @@ class Coordinator:
             pid, ticks, pidfd = self.spare.fork(m.Fork("coordinator", 0, slot))
         except ShmlogError as exc:
             log(f"no standby: {exc}")
+            self.standby_asked_ns = monotonic_ns() + NS  # trying holds up the loop; _tick() asks again
             return
         self.memory.write_process(slot, lib.SL_ROLE_STANDBY, 0, pid, ticks, lib.SL_PROCESS_UP, 0)
         self._watch_standby(slot, pidfd)
@@ -847,8 +851,9 @@ class Coordinator:
         os.close(self.standby_pidfd)
         self.standby_pidfd = -1
         self.memory.process_state(self.standby_slot, lib.SL_PROCESS_DEAD)
-        if not self.stopping:
-            log("the standby died; asking for another")
+        log("the standby died")
+        # One that dies at once must not be forked again without a pause: then _tick() asks.
+        if not self.stopping and monotonic_ns() - self.standby_asked_ns > STANDBY_RETRY_NS:
             self._ask_for_standby()
 
     # === ending ========================================================================================================

@@ -123,7 +123,7 @@ class SpareLink:
             )
         finally:
             os.close(log_fd)
-        child.returncode = 0  # reaped by _forget_spare(), not by subprocess
+        child.returncode = 0  # reaped by forget(), not by subprocess
         self.watch(child.pid)
 
     def fork(self, request: m.Fork) -> tuple[int, int, int]:

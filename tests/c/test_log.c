@@ -568,6 +568,111 @@ static void full_and_raise_is_an_error_and_not_a_wait(void) {
     close_partition();
 }
 
+static void a_dtype_of_any_length_that_may_be_written_is_read_from_memory(void) {
+    open_partition(0, SL_SEGMENT_MIN_BYTES);
+    sl_appender *a;
+    sl_reader *r;
+    CHECK_EQ(sl_appender_open(c, 0, block, fixture_topic_id, &a), 0);
+    CHECK_EQ(sl_reader_open(c, 1, block, fixture_topic_id, NULL, &r), 0);
+    static uint8_t dtype[32 * 1024];
+    memset(dtype, 'd', sizeof dtype);
+    sl_record record = record_of("value", 5);
+    record.dtype = dtype;
+    record.dtype_bytes = sizeof dtype;
+    sl_append_result result;
+    CHECK_EQ(sl_append(a, &record, -1, SOON, &result), 0);
+    sl_view v;
+    CHECK_EQ(sl_reader_poll(r, &v, 1, 1 << 20, 1), 1);
+    CHECK_EQ(v.dtype_bytes, sizeof dtype);
+    CHECK(memcmp(v.dtype, dtype, sizeof dtype) == 0);
+    CHECK(v.value_bytes == 5 && memcmp(v.value, "value", 5) == 0);
+    sl_reader_close(r);
+    sl_appender_close(a);
+    close_partition();
+}
+
+/* A producer's frame is hostile input: without the check the reader shows a million rows of a gigabyte each. */
+static void a_record_that_claims_rows_is_damage_and_not_views_of_other_memory(void) {
+    open_partition(0, SL_SEGMENT_MIN_BYTES);
+    sl_appender *a;
+    sl_reader *r;
+    CHECK_EQ(sl_appender_open(c, 0, block, fixture_topic_id, &a), 0);
+    CHECK_EQ(sl_reader_open(c, 1, block, fixture_topic_id, NULL, &r), 0);
+    uint32_t claim[2] = {1000000, 1u << 30};
+    sl_record record = record_of("value", 5);
+    record.dtype = (uint8_t *)claim;
+    record.dtype_bytes = sizeof claim;
+    sl_append_result result;
+    CHECK_EQ(sl_append(a, &record, -1, SOON, &result), 0);
+    sl_map *m;
+    CHECK_EQ(sl_map_get(c, sl_log_buffer(sl_cluster_partition(c, block), 1), 1, &m), 0);
+    sl_frame *frame = (sl_frame *)(m->arena + (uint64_t)sl_cell_unit(m->cells[0]) * SL_UNIT_BYTES);
+    frame->flags = (uint16_t)((frame->flags & ~SL_FF_HAS_DTYPE) | SL_FF_HAS_ROWS);
+    sl_map_put(c, m);
+    sl_view v[4];
+    CHECK_EQ(sl_reader_poll(r, v, 4, UINT64_MAX, 0), SL_E_CORRUPT);
+    sl_reader_close(r);
+    sl_appender_close(a);
+    close_partition();
+}
+
+static void a_recycler_stopped_over_the_deletion_of_its_topic_comes_to_an_end(void) {
+    open_partition(0, SL_SEGMENT_MIN_BYTES);
+    sl_partition *p = sl_cluster_partition(c, block);
+    int64_t ready = sl_segment_make(c, SL_SEGMENT_MIN_BYTES), held = sl_segment_make(c, SL_SEGMENT_MIN_BYTES);
+    CHECK_EQ(sl_log_publish(c, 31, block, 1, (uint32_t)ready), 0);
+    for (int i = 0; i < SL_DIR_SLOTS; i++) /* as sl_ring_discard(): the buffers go, numbers and epochs stay */
+        if (sl_dir_buffer(p->dir[i])) p->dir[i] = sl_dir_make(sl_dir_epoch(p->dir[i]), sl_dir_number(p->dir[i]), 0);
+    alarm(10); /* it went round for ever */
+    CHECK_EQ(sl_log_publish(c, 31, block, 1, (uint32_t)held), SL_E_AGAIN);
+    alarm(600);
+    close_partition();
+}
+
+static void a_reader_of_a_partition_that_is_not_open_yet_sleeps_until_it_is(void) {
+    open_partition(0, SL_SEGMENT_MIN_BYTES);
+    uint32_t other = 1; /* known to the coordinator, opened by no broker */
+    sl_reader *r;
+    sl_view v;
+    CHECK_EQ(sl_reader_open(c, 1, other, fixture_topic_id, NULL, &r), 0);
+    CHECK_EQ(sl_reader_poll(r, &v, 1, 1 << 20, 1), 0);
+    CHECK_EQ(sl_readers_wait(c, 1, &r, 1, 0, sl_monotonic_ns() + 20000000), SL_E_TIMEOUT); /* it went round at once, for as long as that took */
+    pid_t child = fork();
+    if (child == 0) {
+        sl_cluster *mine = fixture_open();
+        while (!sl_cluster_waits(mine, other)->data[0]) sl_pause();
+        int64_t buffer = sl_segment_make(mine, SL_SEGMENT_MIN_BYTES);
+        _exit(sl_log_open_epoch(mine, 30, other, 1, (uint32_t)buffer, 0) == 1 ? 0 : 1);
+    }
+    int64_t deadline = SOON;
+    CHECK_EQ(sl_readers_wait(c, 1, &r, 1, 0, deadline), 1);
+    CHECK(sl_monotonic_ns() < deadline);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK_EQ(sl_reader_poll(r, &v, 1, 1 << 20, 1), 0);
+    CHECK_EQ(sl_readers_wait(c, 1, &r, 1, 0, sl_monotonic_ns() + 1000000), SL_E_TIMEOUT);
+    sl_reader_close(r);
+    close_partition();
+}
+
+/* Stopped between its fence and its words, while epoch 3 opened and went on: what it does after that must not be seen. */
+static void a_leader_that_opens_too_late_takes_nothing_back(void) {
+    open_partition(0, SL_SEGMENT_MIN_BYTES);
+    sl_partition *p = sl_cluster_partition(c, block);
+    int64_t buffer = sl_segment_make(c, SL_SEGMENT_MIN_BYTES);
+    CHECK_EQ(sl_log_open_epoch(c, 31, block, 3, (uint32_t)buffer, 0), 1);
+    CHECK_EQ(sl_log_advance(c, block, SL_WORD_SPILLED, 3, 7), 0);
+    uint64_t opened = p->cur, spilled = p->spilled;
+    p->cur = sl_cur_make(2, 1, sl_cur_number(opened)); /* as epoch 2 saw it before it was stopped */
+    int64_t late = sl_segment_make(c, SL_SEGMENT_MIN_BYTES);
+    CHECK_EQ(sl_log_open_epoch(c, 31, block, 2, (uint32_t)late, 0), SL_E_FENCED);
+    p->cur = opened;
+    CHECK_EQ(p->leader_epoch, 3);
+    CHECK_EQ(p->spilled, spilled);
+    CHECK_EQ(sl_log_advance(c, block, SL_WORD_SPILLED, 2, 9), SL_E_FENCED);
+    close_partition();
+}
+
 #define RUN(name) do { failed = 0; name(); printf("%s %s\n", failed ? "FAILED" : "ok    ", #name); fflush(stdout); if (failed) { fixture_unlink(); all = 1; } } while (0)
 int main(void) {
     int all = 0;
@@ -581,12 +686,17 @@ int main(void) {
     RUN(without_room_an_append_times_out_and_nothing_is_appended);
     RUN(a_new_leader_epoch_fences_seals_and_goes_on_at_the_same_offset);
     RUN(headers_that_cannot_be_right_are_codes_and_never_a_crash);
+    RUN(a_dtype_of_any_length_that_may_be_written_is_read_from_memory);
+    RUN(a_record_that_claims_rows_is_damage_and_not_views_of_other_memory);
     RUN(a_dead_rows_segment_is_unlinked_and_never_reused);
     RUN(full_and_raise_is_an_error_and_not_a_wait);
     RUN(a_recycler_stopped_anywhere_holds_up_one_buffer_and_not_the_ring);
     RUN(a_recycler_of_a_memory_topic_stopped_anywhere_does_not_hold_up_the_ring);
     RUN(a_recycler_killed_anywhere_loses_no_buffer);
     RUN(a_recycler_of_a_memory_topic_killed_anywhere_loses_no_buffer);
+    RUN(a_recycler_stopped_over_the_deletion_of_its_topic_comes_to_an_end);
+    RUN(a_reader_of_a_partition_that_is_not_open_yet_sleeps_until_it_is);
+    RUN(a_leader_that_opens_too_late_takes_nothing_back);
     RUN(producers_in_processes_lose_nothing_and_keep_their_order);
     RUN(of_processes_racing_for_an_offset_exactly_one_wins_each);
     RUN(big_records_of_two_producers_make_progress);

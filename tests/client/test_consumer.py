@@ -19,6 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shmlog import Consumer, OffsetAndTimestamp, TopicPartition, errors
+from shmlog._ffi import lib
+from shmlog.client import consumer as consumer_module
 
 Take = Callable[[Consumer, int], list[Any]]
 T0 = TopicPartition("t", 0)
@@ -503,6 +505,50 @@ def test_fileno_is_readable_when_there_is_something(here: Any) -> None:
     assert select.select([fd], [], [], 5)[0]
     c.wakeup()
     assert select.select([fd], [], [], 5)[0]
+
+
+@pytest.mark.parametrize("end", ["close", "pause", "unsubscribe"])
+def test_no_partition_remembers_a_consumer_that_waits_for_it_no_more(here: Any, end: str) -> None:
+    here.producer().send("t", b"a")
+    c = here.consumer("t")
+    waits = lib.sl_cluster_waits(c._cluster, c._parts[T0].block)
+    keep = here.consumer("t")  # so that the memory stays mapped
+    c.fileno()
+    while c.poll():
+        pass
+    assert any(waits.data)
+    if end == "close":
+        c.close()
+    elif end == "unsubscribe":
+        c.unsubscribe()
+    else:
+        c.pause(T0)
+        c.poll()
+    assert not any(waits.data)
+    keep.close()
+
+
+def test_close_waits_for_a_wakeup_that_is_going_on(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.producer().send("t", b"a")
+    c = here.consumer("t")
+    closer = threading.Thread(target=c.close)
+    closed_meanwhile = []
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lib, name)
+
+        def sl_row_wakeup(self, cluster: Any, row: int) -> None:
+            closer.start()
+            closer.join(0.2)
+            closed_meanwhile.append(not closer.is_alive())
+            lib.sl_row_wakeup(cluster, row)
+
+    monkeypatch.setattr(consumer_module, "lib", Slow())
+    c.wakeup()
+    closer.join(5)
+    assert closed_meanwhile == [False]  # else the row would have been unmapped under the call
+    assert not closer.is_alive()
 
 
 def test_a_second_thread_is_refused(here: Any) -> None:

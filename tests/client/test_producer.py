@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from shmlog import Consumer, Producer, RecordMetadata, TopicPartition, errors
+from shmlog._ffi import lib
 from shmlog.partitioner import partition_for_key
 
 Take = Callable[[Consumer, int], list[Any]]
@@ -413,6 +414,21 @@ def test_a_loan_is_dropped_when_its_block_raises(here: Any, take: Take) -> None:
         with pytest.raises(KeyError), p.loan("t", nbytes=5000):
             raise KeyError
     assert p.send("t", b"x").offset == 0
+
+
+def test_a_loan_interrupted_while_it_begins_gives_back_its_pin(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = here.producer()
+    p.send("t", b"")
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    loan = p.loan("t", nbytes=100)
+    monkeypatch.setattr(type(loan), "_map", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loan.__enter__()
+    thread = p._local.thread
+    assert not any(lib.sl_cluster_row(thread.cluster, thread.row).view_pins)
 
 
 def test_a_loan_of_bytes_may_be_cut_and_keyed(here: Any, take: Take) -> None:
