@@ -148,6 +148,7 @@ MEANINGS = {
     "base[": "a base that is not the end of the segment before",
     "dead[q]||over[q]": "somebody is stuck for ever",
     "cur==": "the ring is stuck for ever",
+    "dnum[(r%3)]==r": "a segment that a tether names is no longer in memory",
     "oph[q]": "a buffer is lost for good",
     "pay[": "arena bytes are overwritten",
     "t==(": "a loan's bytes have changed",
