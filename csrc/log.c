@@ -302,14 +302,10 @@ static int publish(sl_cluster *cluster, uint32_t row, uint32_t block, sl_partiti
     for (;;) {
         uint64_t n = sl_cur_number(sl_load_acquire(&p->cur)) + 1;
         while (sl_log_buffer(p, n)) n++;
+        SL_FAILPOINT(recycle_choose_slot);
         uint64_t *slot = &p->dir[n % SL_DIR_SLOTS], d = sl_load_acquire(slot);
-        if (sl_dir_number(d) == (n & 0xffff)) {
-            /* Published since we looked, or even gone again: then `cur` is past it. A number ahead of `cur` whose buffer is gone was thrown away with its
-             * topic (sl_ring_discard): whoever was stopped in here meanwhile finds no log to publish into. */
-            if (sl_dir_buffer(d) != 0 || sl_cur_number(sl_load_sc(&p->cur)) >= n) continue;
-            set_claim(m, claim_of(cluster, row, SL_SEGMENT_FREE, 0));
-            return SL_E_AGAIN;
-        }
+        if (sl_load_acquire(&p->state) != SL_PARTITION_LIVE) { set_claim(m, claim_of(cluster, row, SL_SEGMENT_FREE, 0)); return SL_E_AGAIN; }
+        if (sl_dir_number(d) != ((n - SL_DIR_SLOTS) & 0xffff)) continue; /* published, or even gone, since we looked; or turns of the ring ago */
         if (sl_dir_buffer(d) != 0) {
             if (help_slot(cluster, block, p, n)) continue;
             set_claim(m, claim_of(cluster, row, SL_SEGMENT_FREE, 0));

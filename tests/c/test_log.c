@@ -502,7 +502,7 @@ static int run_through(sl_appender *a, int segments) {
 /* A recycler (row 9, a process of its own) is stopped at each step in turn: the ring goes on, all the way round and beyond; then it is resumed, and
  * goes on legally, or killed, and its buffer is found. */
 static void recyclers_anywhere(const char *action, uint32_t flags) {
-    const char *places[] = {"recycle_claim", "recycle_tethers", "recycle_takeout", "recycle_scan", "recycle_reset", "recycle_publish"};
+    const char *places[] = {"recycle_claim", "recycle_tethers", "recycle_takeout", "recycle_scan", "recycle_reset", "recycle_choose_slot", "recycle_publish"};
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
         if (!strcmp(places[i], "recycle_tethers") && (flags & SL_PF_SPILL)) continue;
         open_partition(flags, SL_SEGMENT_MIN_BYTES);

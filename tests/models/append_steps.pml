@@ -85,7 +85,7 @@ STEP(rotate_load_dir)
        :: else -> pc = rotate_wait fi END
 STEPIF(rotate_wait, PRESENT(s + 1)) pc = rotate_load_dir END
 STEPIF(rotate_wait, cur != s)       i = 0; s = 0; b = 0; pc = attach_load_cur END
-STEPIF(rotate_wait, CANDIDATES)     ret = rotate_load_dir; pc = recycle_pick END
+STEPIF(rotate_wait, MAYRECYCLE)     ret = rotate_load_dir; pc = recycle_pick END
 STEP(rotate_hazard_next) hz[2 * me + 1 - h] = s + 1; pc = rotate_recheck END
 STEP(rotate_recheck)     if :: cur == s -> pc = rotate_load_base :: else -> pc = rotate_back_off fi END
 STEP(rotate_back_off)    hz[2 * me + 1 - h] = 0; i = 0; s = 0; b = 0; b2 = 0; pc = attach_load_cur END

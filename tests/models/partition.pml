@@ -48,6 +48,13 @@
 #define NAMED(x) (hz[0] == (x) || hz[1] == (x) || hz[2] == (x) || hz[3] == (x) || hz[4] == (x) || hz[5] == (x) || PINNED(x))
 #endif
 
+#if defined(ASBUILT) && defined(KILLS)          /* by somebody whose certificate has not been seen */
+#define BYROW(p, x) (!(rowdead && p == VICTIM) && (hz[2 * p] == (x) || hz[2 * p + 1] == (x)))
+#define NAMEDALIVE(x) (BYROW(0, x) || BYROW(1, x) || PINNED(x))        /* two producers */
+#else
+#define NAMEDALIVE(x) NAMED(x)
+#endif
+
 #ifndef INFILE
 #define INFILE skip
 #define AT_END skip
@@ -75,6 +82,27 @@ end: do
 }
 
 #define SB dbuf[splseg % D]
+#ifdef ASBUILT
+#define DEADROW rowdead = 1;
+#ifdef W_AGAIN
+#define OVER(x) true
+#else
+#define LIVES(q, x) (onum[q] == (x) && oph[q] != DEAD && oph[q] != POOL)
+#if B == 2
+#define OVER(x) !(LIVES(0, x) || LIVES(1, x))
+#elif B == 3
+#define OVER(x) !(LIVES(0, x) || LIVES(1, x) || LIVES(2, x))
+#elif B == 4
+#define OVER(x) !(LIVES(0, x) || LIVES(1, x) || LIVES(2, x) || LIVES(3, x))
+#endif
+#endif
+/* what publish() left FREE: tried again when there is room in the directory (this look only keeps the model from turning in circles) */
+#define ABSENT (!PRESENT(cur + 1) -> cur + 1 : (!PRESENT(cur + 2) -> cur + 2 : (!PRESENT(cur + 3) -> cur + 3 : cur + 4)))
+#define ROOM (dbuf[(ABSENT) % D] == NONE || oph[dbuf[(ABSENT) % D]] == HELD)
+#define POOLED(q) STEPIF(broker_idle, oph[q] == POOL && ROOM) HOLD(q, BROKER, HELD); rb = q; ret = broker_idle; pc = recycle_choose_cur END
+#else
+#define DEADROW
+#endif
 proctype Broker(byte me) {
     LOCALS; byte si; pc = broker_idle;
 end: do
@@ -102,18 +130,42 @@ end: do
 #else
     STEPIF(broker_idle, CANDIDATES)     ret = broker_idle; pc = recycle_pick END
 #endif
-#ifdef SPARE
+#ifdef ASBUILT
+    POOLED(0)
+#if B > 1
+    POOLED(1)
+#endif
+#if B > 2
+    POOLED(2)
+#endif
+#if B > 3
+    POOLED(3)
+#endif
+#endif
+#if defined(SPARE) && !defined(ASBUILT)
     STEPIF(broker_idle, oph[B - 1] == POOL && !PRESENT(cur + 1)) HOLD(B - 1, BROKER, HELD); rb = B - 1; ret = broker_idle; pc = recycle_choose_cur END
 #endif
 #ifdef KILLS
 #ifndef STOPS
     /* the death certificate: any time after the death */
-    STEPIF(broker_idle, dead[VICTIM] && !cleaned[VICTIM]) cleaned[VICTIM] = 1; k = 2 * VICTIM; pc = clean_taint END
+    STEPIF(broker_idle, dead[VICTIM] && !cleaned[VICTIM]) cleaned[VICTIM] = 1; DEADROW k = 2 * VICTIM; pc = clean_taint END
+#ifdef ASBUILT                                  /* sl_row_clean(): what is in the directory is tainted, then looked at again, then its word cleared */
+    STEP(clean_taint)
+        if :: hz[k] != 0 && PRESENT(hz[k]) -> rb = dbuf[hz[k] % D]; otaint[rb] = 1; pc = clean_there :: else -> pc = clean_clear fi END
+    STEP(clean_there)
+        if :: PRESENT(hz[k]) && dbuf[hz[k] % D] == rb && onum[rb] == hz[k] -> hz[k] = 0 :: else -> skip fi; rb = 0; pc = clean_clear END
+    STEP(clean_clear)
+        k++; if :: k == 2 * VICTIM + 2 -> k = 0; pc = clean_hold :: else -> pc = clean_taint fi END
+    /* the second call: whatever it still names (W_AGAIN: unconditionally; the model asks that no life of that number is left to be reset) */
+    STEPIF(broker_idle, cleaned[VICTIM] && hz[2 * VICTIM] != 0 && OVER(hz[2 * VICTIM])) hz[2 * VICTIM] = 0 END
+    STEPIF(broker_idle, cleaned[VICTIM] && hz[2 * VICTIM + 1] != 0 && OVER(hz[2 * VICTIM + 1])) hz[2 * VICTIM + 1] = 0 END
+#else
     STEP(clean_taint)       /* 1: mark what his words name, whatever its phase: each header, by number */
         if :: hz[k] != 0 && onum[rb] == hz[k] -> otaint[rb] = 1 :: else -> skip fi;
         if :: rb == B - 1 || hz[k] == 0 -> rb = 0; pc = clean_clear :: else -> rb++ fi END
     STEP(clean_clear)       /* 2: only then clear the word */
         hz[k] = 0; k++; if :: k == 2 * VICTIM + 2 -> k = 0; pc = clean_hold :: else -> pc = clean_taint fi END
+#endif
     STEP(clean_hold)        /* 3: what he held, by the row in the header; {n, row, LIVE} that the directory does not name was never
                                published (another may have been, as n): a published one is HELD before it is taken out, and then the CAS below fails */
         r = onum[rb];

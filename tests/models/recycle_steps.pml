@@ -1,7 +1,14 @@
 /* Steps of whoever recycles a segment, a producer or the broker (append_protocol.md 13-19, but claimed by anybody).
  * The claim is a CAS on the header word {r, *, LIVE} -> {r, me, HELD}: exclusive, and free of ABA because a number never comes back.
- * -DDIRCLAIM has it in the directory word instead, as first designed. The next buffer number is chosen after the buffer is in hand. */
+ * -DASBUILT has publish() of log.c where that does less (append.pml says what). -DDIRCLAIM has it in the directory word instead, as first designed. The next buffer number is chosen after the buffer is in hand. */
 
+#if defined(ASBUILT) && defined(KILLS)
+#define BYDEAD bydead
+#define ALIVE bydead = 0;
+#else
+#define BYDEAD false
+#define ALIVE
+#endif
 #define RECYCLE_DONE r = 0; rb = 0; k = 0; cnt = 0; t = 0; pc = ret; ret = 0
 
 /* The claim, with the looks before it (dir[r] names the buffer, cur > r, spilled): what was true then is still true if the CAS succeeds. */
@@ -22,7 +29,14 @@ STEP(recycle_claim)
 #else
 #define PICK(q) STEPIF(recycle_pick, CANDIDATE(q)) r = dnum[q]; rb = dbuf[q]; CLAIM; pc = CLAIMED END
 #endif
-#define PICKLIMBO(q) STEPIF(recycle_pick, LIMBOFREE(q)) r = onum[q]; rb = q; HOLD(q, me, HELD); ROWS END
+#ifdef ASBUILT
+#define MAYLIMBO(q) (me == BROKER && LIMBOFREE(q))      /* only the broker looks again (sl_limbo_retry) */
+#define MAY (ANYDIR || (me == BROKER && ANYLIMBO))
+#else
+#define MAYLIMBO(q) LIMBOFREE(q)
+#define MAY CANDIDATES
+#endif
+#define PICKLIMBO(q) STEPIF(recycle_pick, MAYLIMBO(q)) r = onum[q]; rb = q; HOLD(q, me, HELD); ROWS END
 PICK(0)
 PICK(1)
 #if D > 2
@@ -41,7 +55,7 @@ PICKLIMBO(2)
 #if B > 3
 PICKLIMBO(3)
 #endif
-STEPIF(recycle_pick, !(CANDIDATES)) RECYCLE_DONE END
+STEPIF(recycle_pick, !(MAY)) RECYCLE_DONE END
 
 #ifdef DIRCLAIM
 STEP(recycle_takeout)
@@ -81,18 +95,23 @@ STEP(recycle_rows)     cnt = sealcount; k = 0; pc = (cnt == 0 -> recycle_taint :
 STEP(recycle_rows)     cnt = nrows; k = 0; pc = (cnt == 0 -> recycle_taint : recycle_scan) END
 #endif
 STEP(recycle_scan)
+#if defined(ASBUILT) && defined(KILLS)          /* a row that the certificate has reached: the segment is dead and need not wait for its word */
+    if :: SCANWORD(k) == r && !(rowdead && k / 2 == VICTIM) -> pc = recycle_limbo
+       :: else -> if :: SCANWORD(k) == r -> bydead = 1 :: else -> skip fi; k++;
+#else
     if :: SCANWORD(k) == r -> pc = recycle_limbo
        :: else -> k++;
+#endif
 #ifndef SCANOWN
             if :: me != BROKER && k == 2 * me -> k = k + 2 :: else -> skip fi;
 #endif
             if :: k >= SCANWORDS -> pc = recycle_taint :: else -> skip fi fi END
-STEP(recycle_limbo)    HOLD(rb, 0, LIMBO); RECYCLE_DONE END
+STEP(recycle_limbo)    HOLD(rb, 0, LIMBO); ALIVE RECYCLE_DONE END
 STEP(recycle_taint)
     k = 0; cnt = 0;
 #ifdef KILLS
 #ifndef W_NOTAINT
-    if :: otaint[rb] -> HOLD(rb, 0, DEAD); RECYCLE_DONE :: else ->
+    if :: otaint[rb] || BYDEAD -> HOLD(rb, 0, DEAD); ALIVE RECYCLE_DONE :: else ->
 #endif
 #endif
 #ifdef W_SCANEARLY
@@ -109,7 +128,22 @@ END
 
 STEP(recycle_choose_cur)  t = cur + 1; pc = recycle_choose_slot END
 /* never skip a number: whoever holds the buffer meant for the one left out may be stopped, and cur would wait for him */
+#ifdef W_STALESLOT                              /* any empty slot that does not carry t: the look at cur may be one turn of the ring old */
+#define SLOTFREE (dnum[t % D] != t)
+#define EXPECTED cnt = dnum[t % D];
+#else
+#define SLOTFREE (dnum[t % D] == t - D)
+#define EXPECTED cnt = t - D;
+#endif
 #define OCCUPIED (dnum[t % D] == t - D && dbuf[t % D] != NONE)
+#ifdef ASBUILT                                  /* publish() in log.c: the first absent number; a slot in use is no reason to wait: the buffer goes to the broker's pool */
+STEP(recycle_choose_slot)
+    if :: PRESENT(t) -> t++
+       :: !PRESENT(t) && dbuf[t % D] == NONE && SLOTFREE -> EXPECTED pc = recycle_reset
+       :: OCCUPIED && oph[dbuf[t % D]] == HELD -> pc = recycle_help_takeout
+       :: dbuf[t % D] != NONE && !PRESENT(t) && !(OCCUPIED && oph[dbuf[t % D]] == HELD) -> HOLD(rb, 0, POOL); RECYCLE_DONE
+       :: else -> pc = recycle_choose_cur fi END
+#else
 STEP(recycle_choose_slot)
     if :: dnum[t % D] == t - D && dbuf[t % D] == NONE -> pc = recycle_reset
 #ifndef DIRCLAIM
@@ -121,6 +155,7 @@ STEP(recycle_choose_slot)
 #endif
 #endif
        :: else -> t++; if :: t >= cur + D -> pc = recycle_choose_cur :: else -> skip fi fi END
+#endif
 /* a claimer stopped before his take-out must not hold the slot: anybody may do it for him */
 STEP(recycle_help_takeout)
     if :: OCCUPIED -> dbuf[t % D] = NONE :: else -> skip fi;
@@ -152,10 +187,19 @@ STEP(recycle_reset)
     onum[rb] = t; HOLD(rb, me, LIVE); pc = recycle_publish END
 #endif
 STEP(recycle_publish)
+#ifdef ASBUILT
+    if :: dnum[t % D] == cnt && dbuf[t % D] == NONE -> assert(dnum[t % D] < t);        /* a slot never goes back */
+            cnt = 0; dnum[t % D] = t; dbuf[t % D] = rb;
+#else
     if :: dnum[t % D] == t - D && dbuf[t % D] == NONE -> dnum[t % D] = t; dbuf[t % D] = rb;
+#endif
 #ifdef W_PUBEARLY
             pc = recycle_late_reset
 #else
             RECYCLE_DONE
 #endif
+#ifdef ASBUILT
+       :: else -> HOLD(rb, me, HELD); cnt = 0; pc = recycle_choose_cur fi END          /* {HELD, t}: another took t, ours was never there */
+#else
        :: else -> pc = recycle_choose_cur fi END
+#endif

@@ -35,7 +35,7 @@ mtype = { attach_load_cur, attach_load_dir, attach_hazard, attach_recheck, chunk
           rotate_load_dir, rotate_wait, rotate_hazard_next, rotate_recheck, rotate_back_off, rotate_load_base, base_cas, cur_cas, rotate_clear_old,
           recycle_pick, recycle_claim, recycle_tether_recheck, recycle_commit, recycle_unclaim, recycle_takeout, recycle_rows, recycle_scan, recycle_limbo, recycle_taint,
           recycle_choose_cur, recycle_choose_slot, recycle_help_takeout, recycle_evict_claim, recycle_evict_takeout, recycle_evict_limbo, recycle_reset, recycle_publish, recycle_late_reset,
-          tether_start, tether_store, tether_recheck_dir, tether_recheck_header, tether_advance, row_register, read_wait, read_load_dir, pin_store, pin_recheck, pin_clear, read_cell, read_payload, view_pin_store, read_file, early_clear, broker_idle, clean_taint, clean_clear, clean_hold, clean_takeout, clean_mark, finished };
+          tether_start, tether_store, tether_recheck_dir, tether_recheck_header, tether_advance, row_register, read_wait, read_load_dir, pin_store, pin_recheck, pin_clear, read_cell, read_payload, view_pin_store, read_file, early_clear, broker_idle, clean_taint, clean_there, clean_clear, clean_again, clean_hold, clean_takeout, clean_mark, finished };
 
 byte cur = FIRST;
 byte dnum[D], dbuf[D];                          /* directory word: number, buffer */
@@ -60,6 +60,9 @@ byte sealcount;
 #ifdef KILLS
 bool otaint[B];                                 /* somebody died in this life */
 bool cleaned[NP];
+#ifdef ASBUILT
+bool rowdead;                                   /* the victim's row says DEAD: the certificate was seen */
+#endif
 byte kills = KILLS;                             /* deaths (with certificate) or, with STOPS, stops for ever (without), still to come */
 #endif
 #ifdef LATESTORE
@@ -106,7 +109,7 @@ byte lp[NP];                                    /* loan pin: scanned after the h
 #endif
 #define CANDIDATE(q) (dbuf[q] != NONE && PASSED(dnum[q]) && SPILLED(dnum[q]) && FREE(q, dnum[q], dbuf[q]) \
                       && (me == BROKER || (hz[2 * me] != dnum[q] && hz[2 * me + 1] != dnum[q])))
-#define LIMBOFREE(q) (oph[q] == LIMBO && !NAMED(onum[q]))      /* the scan comes after; this look only keeps the model from turning in circles */
+#define LIMBOFREE(q) (oph[q] == LIMBO && !NAMEDALIVE(onum[q]))      /* the scan comes after; this look only keeps the model from turning in circles */
 #if D == 2
 #define ANYDIR (CANDIDATE(0) || CANDIDATE(1))
 #elif D == 3
@@ -124,6 +127,11 @@ byte lp[NP];                                    /* loan pin: scanned after the h
 #define ANYLIMBO (LIMBOFREE(0) || LIMBOFREE(1) || LIMBOFREE(2) || LIMBOFREE(3))
 #endif
 #define CANDIDATES (ANYDIR || ANYLIMBO)
+#ifdef ASBUILT
+#define MAYRECYCLE ANYDIR
+#else
+#define MAYRECYCLE CANDIDATES
+#endif
 #ifdef TETHER
 #ifdef W_NORESCAN
 #define CLAIMED recycle_commit
@@ -145,7 +153,9 @@ byte lp[NP];                                    /* loan pin: scanned after the h
 #define STEPIF(x, c) :: d_step { pc == x && !dead[me] && (c) -> SAY
 #define END }
 
-#ifdef LOAN
+#if defined(ASBUILT) && defined(KILLS)
+#define LOANLOCALS ; bool bydead
+#elif defined(LOAN)
 #define LOANLOCALS ; byte lb, lu, ls
 #else
 #define LOANLOCALS
