@@ -236,7 +236,8 @@ typedef struct sl_row {
     uint32_t kind;                  /* 152 1 producer, 2 consumer, 3 broker, 4 coordinator, 5 tool */
     uint32_t generation;            /* 156 +1 for each registration */
     uint64_t progress;              /* 160 operations; the owner */
-    uint8_t  pad1[88];
+    int64_t  dead_ns;               /* 168 monotonic: when sl_row_clean() was first called for it */
+    uint8_t  pad1[80];
 } sl_row;
 
 /* ---- segment ------------------------------------------------------------------------------------------------------------------------- */

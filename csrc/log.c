@@ -254,24 +254,37 @@ static uint64_t claim_of(sl_cluster *cluster, uint32_t row_index, uint32_t phase
 }
 static void set_claim(sl_map *m, uint64_t claim) { sl_store_release(&m->segment->claim, claim); } /* by the holder alone */
 
+/* The offset behind the sealed segment r: from its cells, or, where those are damaged, from where its successor begins. 1 known; 0 not. */
+static int end_offset(sl_cluster *cluster, sl_partition *p, uint64_t r, const sl_map *m, uint64_t *end) {
+    uint32_t end_rel = 0;
+    int sealed = 0;
+    uint64_t base = sl_load_acquire(&m->segment->base);
+    if (m->segment->number == r && sl_segment_end(m, r, &end_rel, &sealed) >= 0 && sealed) { *end = sl_word_offset(base) + end_rel; return 1; }
+    sl_map *next;
+    uint32_t buffer = sl_log_buffer(p, r + 1);
+    if (!buffer || sl_map_get(cluster, buffer, 0, &next) < 0) return 0;
+    base = sl_load_acquire(&next->segment->base); /* SYNC base_cas */
+    int known = next->segment->number == r + 1 && sl_word_tag(base) == ((r + 1) & 0xffff) && sl_word_offset(base) != SL_BASE_UNSET;
+    sl_map_put(cluster, next);
+    *end = sl_word_offset(base);
+    return known;
+}
+
 /* Step 15, by the holder of segment r or by a helper: takes it out of the directory while it is named there. Of a memory-only topic the log start moves
  * first (step 14): what leaves memory is gone, and says so. As long as the directory names r nobody resets it, so its end can be read. */
 static void take_out(sl_cluster *cluster, uint32_t block, sl_partition *p, uint64_t r, sl_map *m) {
     uint64_t *slot = &p->dir[r % SL_DIR_SLOTS], d = sl_load_sc(slot);
     SL_FAILPOINT(recycle_takeout);
     while (sl_dir_number(d) == (r & 0xffff) && sl_dir_buffer(d) == m->buffer) {
-        if (!(sl_load_relaxed(&p->flags) & SL_PF_SPILL)) {
-            uint32_t end_rel = 0;
-            int sealed = 0;
-            if (sl_segment_end(m, r, &end_rel, &sealed) >= 0) {
-                uint64_t end = sl_word_offset(sl_load_acquire(&m->segment->base)) + end_rel, from = sl_word_offset(sl_load_acquire(&p->log_start));
-                if (sl_load_sc(slot) != d) { d = sl_load_sc(slot); continue; } /* out already: what we read may be another life */
-                if (end > from) {
-                    /* FENCED: a new leader is just moving the words to its epoch, which it has announced before. */
-                    for (int turn = 0; turn < 1000; turn++)
-                        if (sl_log_advance(cluster, block, SL_WORD_LOG_START, sl_load_acquire(&p->leader_epoch), end) != SL_E_FENCED) break;
-                    sl_fetch_add_relaxed(&p->dropped_records, end - from);
-                }
+        uint64_t end;
+        if (!(sl_load_relaxed(&p->flags) & SL_PF_SPILL) && end_offset(cluster, p, r, m, &end)) {
+            uint64_t from = sl_word_offset(sl_load_acquire(&p->log_start));
+            if (sl_load_sc(slot) != d) { d = sl_load_sc(slot); continue; } /* out already: what we read may be another life */
+            if (end > from) {
+                /* FENCED: a new leader is just moving the words to its epoch, which it has announced before. */
+                for (int turn = 0; turn < 1000; turn++)
+                    if (sl_log_advance(cluster, block, SL_WORD_LOG_START, sl_load_acquire(&p->leader_epoch), end) != SL_E_FENCED) break;
+                sl_fetch_add_relaxed(&p->dropped_records, end - from);
             }
         }
         if (sl_cas_sc(slot, &d, sl_dir_make(sl_dir_epoch(d), r, 0))) return; /* SYNC recycle_takeout: then scan */
@@ -305,7 +318,11 @@ static int publish(sl_cluster *cluster, uint32_t row, uint32_t block, sl_partiti
         SL_FAILPOINT(recycle_choose_slot);
         uint64_t *slot = &p->dir[n % SL_DIR_SLOTS], d = sl_load_acquire(slot);
         if (sl_load_acquire(&p->state) != SL_PARTITION_LIVE) { set_claim(m, claim_of(cluster, row, SL_SEGMENT_FREE, 0)); return SL_E_AGAIN; }
-        if (sl_dir_number(d) != ((n - SL_DIR_SLOTS) & 0xffff)) continue; /* published, or even gone, since we looked; or turns of the ring ago */
+        if (sl_dir_number(d) != ((n - SL_DIR_SLOTS) & 0xffff)) { /* published, or even gone, since we looked; or turns of the ring ago */
+            if (sl_log_buffer(p, n) || sl_cur_number(sl_load_sc(&p->cur)) >= n) continue;
+            set_claim(m, claim_of(cluster, row, SL_SEGMENT_FREE, 0)); /* the directory was emptied (sl_ring_discard): there is no log to publish into */
+            return SL_E_AGAIN;
+        }
         if (sl_dir_buffer(d) != 0) {
             if (help_slot(cluster, block, p, n)) continue;
             set_claim(m, claim_of(cluster, row, SL_SEGMENT_FREE, 0));
@@ -341,12 +358,12 @@ static int claim(sl_cluster *cluster, uint32_t row_index, sl_row *row, uint32_t 
     if (sl_claim_number(w) != r || sl_claim_phase(w) != SL_SEGMENT_LIVE) return -1;
     if (flags & SL_PF_SPILL) { /* step 14; its end is read under a hazard word, as any reader would */
         sl_store_sc(&row->hazard[0], sl_pin_make(block, r)); /* SYNC attach_hazard */
-        uint32_t end_rel = 0;
-        int sealed = 0, ok = sl_load_sc(slot) == d && m->segment->number == r && sl_segment_end(m, r, &end_rel, &sealed) >= 0 && sealed;
-        uint64_t end = sl_word_offset(sl_load_acquire(&m->segment->base)) + end_rel;
+        uint64_t end = 0;
+        int there = sl_load_sc(slot) == d, known = there && end_offset(cluster, p, r, m, &end);
         sl_store_release(&row->hazard[0], 0);
+        if (!known) return -1; /* taken out meanwhile; or damaged, with a successor that is not there: the others are not held up */
         uint64_t safe = sl_word_offset(sl_load_acquire((flags & SL_PF_SYNC_RECYCLE) ? &p->durable : &p->spilled)); /* SYNC advance */
-        if (!ok || (end > safe && end > sl_word_offset(sl_load_acquire(&p->log_start)))) return 0;
+        if (end > safe && end > sl_word_offset(sl_load_acquire(&p->log_start))) return 0;
         SL_FAILPOINT(recycle_claim);
         return sl_cas_sc(&m->segment->claim, &w, claim_of(cluster, row_index, SL_SEGMENT_HELD, r)) ? 1 : -1; /* SYNC recycle_claim: one wins */
     }
@@ -468,12 +485,14 @@ int sl_log_publish(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_t l
 int sl_row_clean(sl_cluster *cluster, uint32_t row_index) {
     sl_row *row = sl_cluster_row(cluster, row_index);
     if (!row) return SL_E_INVALID;
-    int again = sl_load_acquire(&row->state) == SL_ROW_DEAD;
+    int64_t now = sl_monotonic_ns();
+    if (sl_load_acquire(&row->state) != SL_ROW_DEAD) sl_store_relaxed(&row->dead_ns, now);
+    int again = now - sl_load_relaxed(&row->dead_ns) > INT64_C(1000000000);
     sl_store_sc(&row->state, SL_ROW_DEAD); /* a scan that finds one of its words from now on treats the segment as dead */
     uint32_t used = sl_cluster_partitions_used(cluster);
     /* Segments it died in: tainted first, then its word is cleared (step 20). What is out of the directory already is in LIMBO, and the broker's
-     * retry finds the word of a dead row; those words stay until then, or until the caller comes again, a second later: its owner has been dead for that
-     * long, the certificate was there before the first call, and what a device may still have written on its behalf is written. */
+     * retry finds the word of a dead row; those words stay until then, or until the caller comes again more than a second later: its owner has been dead for
+     * that long, the certificate was there before the first call, and what a device may still have written on its behalf is written. */
     uint64_t *words[3 + SL_VIEW_PINS] = {&row->hazard[0], &row->hazard[1], &row->poll_pin};
     for (int i = 0; i < SL_VIEW_PINS; i++) words[3 + i] = &row->view_pins[i];
     int left = 0;
@@ -609,6 +628,7 @@ int sl_log_open_epoch(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_
         uint64_t d = sl_load_acquire(&p->dir[n % SL_DIR_SLOTS]);
         uint64_t to;
         do {
+            if (sl_dir_buffer(d) && later(sl_dir_epoch(d), leader_epoch & 0xff, 8)) { rc = SL_E_FENCED; goto out; }
             uint64_t keep = d & ~(UINT64_C(0xff) << 56);
             if (!had_memory) { /* "last held n - 32"; what a recycler of a deleted topic's last days put there has no name and no reader any more */
                 if (sl_dir_buffer(d)) sl_segment_unlink(cluster, sl_dir_buffer(d));
