@@ -792,7 +792,10 @@ class Consumer:
         code = lib.sl_log_offsets(self._cluster, self._row, block, out)
         if code < 0:
             raise_code(code, f"{tp.topic}-{tp.partition}: {_sentence(code)}")
-        flags = lib.sl_cluster_partition(self._cluster, block).flags
+        words = lib.sl_cluster_partition(self._cluster, block)
+        if words.storage_state == lib.SL_STORAGE_DISK_ERROR:
+            handle.check_files(self._cluster, self._session.topic(tp.topic), tp.topic, tp.partition)
+        flags = words.flags
         end = out.high_watermark if flags & lib.SL_PF_REPLICATED and not flags & lib.SL_PF_APPENDED else out.end
         return int(out.log_start), max(int(end), int(out.log_start))
 
