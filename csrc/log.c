@@ -599,6 +599,12 @@ int sl_log_open_epoch(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_
     sl_partition *p = s.p;
     uint64_t c = sl_load_acquire(&p->cur), number = sl_cur_number(c);
     int had_memory = number != 0 && sl_log_buffer(p, number) != 0;
+    if (had_memory) { /* the name of the active segment may be gone (a stray unlink): then the files are all there is, as after a reboot */
+        sl_map *m;
+        rc = sl_map_get(cluster, sl_log_buffer(p, number), 0, &m);
+        if (rc == SL_E_NOENT) had_memory = 0;
+        else if (rc == SL_OK) sl_map_put(cluster, m);
+    }
     if (had_memory) {
         rc = fence(&s, leader_epoch);
         if (rc < 0) goto out;

@@ -376,6 +376,8 @@ def parse_address(address: str | list[str] | None, environ: Mapping[str, str] = 
         if len(address) != 1:
             raise InvalidConfigurationError(f"bootstrap_servers names {len(address)} addresses; a cluster here has one")
         address = address[0]
+    if not isinstance(address, str):
+        raise InvalidConfigurationError(f'{_shown(address)} is not an address; write "shm://name" or "shm://name/namespace"')
     scheme, separator, rest = address.partition("://")
     if separator and scheme == "shm":
         cluster, slash, namespace = rest.partition("/")

@@ -169,6 +169,8 @@ def start_cluster(
     StorageError, IllegalStateError (data in use by another cluster), VersionMismatchError, KafkaTimeoutError.
     """
     config.cluster_name(name)
+    if brokers is not None and not isinstance(brokers, int):
+        raise errors.InvalidConfigurationError(f"a number of brokers is an int, not {brokers!r}", key="brokers")
     given = {key: config.to_text(value) if not isinstance(value, str) else value for key, value in (cluster_config or {}).items()}
     config.cluster_config(given)
     directories = None if data_dirs is None else tuple(os.path.realpath(d) for d in data_dirs)

@@ -11,8 +11,10 @@ here, and when the last one is gone and none lives, the spare forks one. So a cl
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
+import io
 import os
 import resource
 import selectors
@@ -67,6 +69,15 @@ def open_log(state_dir: str, name: str) -> int:
     except FileNotFoundError:
         pass
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+class _Log(io.TextIOBase):
+    """What is said on stderr, into the log. A disk that takes no line of it must not end those who wait until it takes records again."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="backslashreplace"))
+        return len(text)
 
 
 class Spare:
@@ -156,6 +167,7 @@ class Spare:
         path = os.path.join(self.run_dir, "spare.sock")
         temporary = f"{path}.{os.getpid()}"
         self.listener.bind(temporary)
+        os.chmod(temporary, 0o600)  # whatever the umask
         self.listener.listen(16)
         self.identity = os.stat(temporary).st_ino
         os.rename(temporary, path)
@@ -265,7 +277,10 @@ def _child(options: StartOptions, role: str, id: int, slot: int, argument: bytes
             signal.signal(number, signal.SIG_DFL)
         name = f"broker-{id}" if role == "broker" else role
         proc.set_name(f"shmlog-{name}" if role == "broker" else "shmlog-coord")
-        log = open_log(options.state_dir or config.state_dir(options.cluster), name)
+        try:
+            log = open_log(options.state_dir or config.state_dir(options.cluster), name)
+        except OSError:  # a full or failing disk: this process is needed all the same
+            log = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         os.dup2(log, 1)
         os.dup2(log, 2)
         for fd in sorted(int(entry) for entry in os.listdir("/proc/self/fd")):
@@ -304,6 +319,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _raise_limit()
+    sys.stdout = sys.stderr = _Log()  # also of all that are forked from here
     try:
         for module in ROLES.values():  # what the children need, imported once
             importlib.import_module(module)

@@ -41,6 +41,7 @@ RETRY_NS = 200 * MS
 DRAIN_SLICE_NS = 200 * MS
 GIVE_UP_NS = 3 * NS  # orderly stop without force: a disk that refuses for this long is not waited for
 GIB = 2**30
+LIMIT_FILES = 16  # of so many files at least what data.max.bytes allows is made
 OFFSET_MASK = 2**48 - 1
 NUMBER_MASK = 2**40 - 1
 ALL_BLOCKS = 2**32 - 1
@@ -401,6 +402,9 @@ class Broker:
             if self.failed.get(view.block, (0, ""))[1] != why:
                 log(f"{partition} cannot be taken over: {why}")
             self.failed[view.block] = (monotonic_ns() + NS, why)
+            if partition.words is not None:  # for clients, status and verify: until sl_broker_add() succeeds nobody else writes it
+                partition.words.storage_errno = getattr(exc, "errno", None) or 0
+                partition.words.storage_state = lib.SL_STORAGE_DISK_ERROR
             return
         if self.failed.pop(view.block, None):
             log(f"{partition} is taken over after all")
@@ -437,18 +441,22 @@ class Broker:
         given.leader_epoch = partition.leader_epoch
         given.base_offset = base
         given.file_roll_bytes = partition.config.segment_bytes
+        if (limit := self._limit()) >= 0:  # the guard removes whole files: one as large as the limit would take all records with it
+            given.file_roll_bytes = min(given.file_roll_bytes, max(limit // LIMIT_FILES, config.KIB * 64))
         given.flush_ns = min(partition.config.flush_ms, 2**40) * MS
         given.flush_messages = partition.config.flush_messages
         self._directory = ffi.new("char[]", os.fsencode(partition.directory)) if partition.directory else ffi.NULL  # lives over the call
         given.dir = self._directory
         return given
 
-    @staticmethod
-    def _in_memory(words: Any) -> bool:
+    def _in_memory(self, words: Any) -> bool:
         """Whether an earlier broker's segments of this partition are still there."""
         number = words.cur & NUMBER_MASK
         word = words.dir[number % lib.SL_DIR_SLOTS]
-        return bool(number and word & 0xFFFFFFF and (word >> 28) & 0xFFFF == number & 0xFFFF)
+        buffer = word & 0xFFFFFFF
+        named = bool(number and buffer and (word >> 28) & 0xFFFF == number & 0xFFFF)
+        # Somebody may have unlinked what the words still name: then only the files are left, as after a reboot.
+        return named and shm.identity(shm.object_name(self.prefix, f"s{buffer}")) is not None
 
     def _configure(self, partition: Partition, topic: m.TopicView) -> None:
         partition.config_strings = topic.config

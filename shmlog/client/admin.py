@@ -61,10 +61,10 @@ class Admin:
             messages.TopicSpec(
                 _internal(session, t.name),
                 os.urandom(16),
-                t.num_partitions,
-                t.replication_factor,
+                _int(t.num_partitions, "num_partitions"),
+                _int(t.replication_factor, "replication_factor"),
                 {n: tuple(replicas) for n, replicas in t.replica_assignments.items()},
-                {key: to_text(value) for key, value in t.config.items()},
+                {_key(key): to_text(value) for key, value in t.config.items()},
             )
             for t in topics
         )
@@ -88,7 +88,7 @@ class Admin:
         UnknownTopicOrPartitionError from now on, also when a topic of that name is made again."""
         session = self._open()
         names = [topics] if isinstance(topics, str) else list(topics)
-        failures = self._results(messages.DeleteTopics(tuple(_internal(session, n) for n in names)), timeout_ms)
+        failures = self._results(messages.DeleteTopics(tuple(_named(session, n) for n in names)), timeout_ms)
         return _finish({"responses": [{"name": n, **_outcome(f)} for n, f in zip(names, failures, strict=True)]}, failures, raise_errors)
 
     def list_topics(self) -> list[str]:
@@ -113,11 +113,11 @@ class Admin:
         """Grows topics to the totals given. {"results": [{"name", "error_code", "error_message"}]}. Keys then go to other partitions than before.
         InvalidPartitionsError when a topic has as many or more already."""
         session = self._open()
-        totals = {name: new.total_count if isinstance(new, NewPartitions) else int(new) for name, new in topic_partitions.items()}
+        totals = {name: new.total_count if isinstance(new, NewPartitions) else _int(new, "a total") for name, new in topic_partitions.items()}
         if validate_only:
             failures: list[Any] = [self._cannot_grow(name, total) for name, total in totals.items()]
         else:
-            failures = self._results(messages.CreatePartitions({_internal(session, n): total for n, total in totals.items()}), timeout_ms)
+            failures = self._results(messages.CreatePartitions({_named(session, n): total for n, total in totals.items()}), timeout_ms)
         return _finish({"results": [{"name": n, **_outcome(f)} for n, f in zip(totals, failures, strict=True)]}, failures, raise_errors)
 
     def _cannot_grow(self, name: str, total: int) -> errors.ShmlogError | None:
@@ -132,7 +132,7 @@ class Admin:
         """Sets configs: {topic: {key: value}}; a value of None gives the key back to its default. Other keys stay. InvalidConfigurationError with the
         nearest key."""
         session = self._open()
-        wanted = {_internal(session, t): {k: None if v is None else to_text(v) for k, v in changes.items()} for t, changes in configs.items()}
+        wanted = {_named(session, t): {_key(k): None if v is None else to_text(v) for k, v in changes.items()} for t, changes in configs.items()}
         failures = self._results(messages.AlterTopicConfigs(wanted), timeout_ms)
         return _finish({"results": [{"name": n, **_outcome(f)} for n, f in zip(configs, failures, strict=True)]}, failures, raise_errors)
 
@@ -176,13 +176,16 @@ class Admin:
         """Deletes what is older than an offset: {TopicPartition: offset}; -1 is everything up to now. {tp: {"low_watermark", "error_code",
         "error_message"}}. OffsetOutOfRangeError beyond the end."""
         session = self._open()
-        wanted = [TopicPartition(*tp) for tp in records_to_delete]
+        wanted = [TopicPartition(topic, _int(n, "a partition")) for topic, n in records_to_delete]
         for tp in wanted:
             count = len(self._topic(session, tp.topic).partitions)
             if not 0 <= tp.partition < count:
                 raise errors.no_partition(tp.topic, tp.partition, count)
         request = messages.DeleteRecords(
-            tuple((_internal(session, tp.topic), tp.partition, int(offset)) for tp, offset in zip(wanted, records_to_delete.values(), strict=True))
+            tuple(
+                (_internal(session, tp.topic), tp.partition, _int(offset, "an offset"))
+                for tp, offset in zip(wanted, records_to_delete.values(), strict=True)
+            )
         )
         reply = session.request(request, self._timeout(timeout_ms))
         failures = [messages.exception_of(r) if isinstance(r, messages.Failure) else None for r in reply.results]
@@ -350,8 +353,27 @@ _PROCESS_STATES = {
 }
 
 
+def _named(session: Session, name: str) -> str:
+    """The internal name of a topic that should exist. One with a "/" would lead into another namespace."""
+    return _internal(session, topic_name(name))
+
+
 def _internal(session: Session, name: str) -> str:
     return messages.internal_name(session.address.namespace, name)
+
+
+def _int(given: int, what: str) -> int:
+    if type(given) is not int and not hasattr(given, "__index__"):
+        raise TypeError(f"{what} is an int, not {type(given).__name__}")
+    if not -(2**63) <= given < 2**63:
+        raise errors.IllegalArgumentError(f"{what} of {given} is beyond 64 bits")
+    return int(given)
+
+
+def _key(given: str) -> str:
+    if not isinstance(given, str):
+        raise errors.InvalidConfigurationError(f"{given!r} is not a config key: these are str")
+    return given
 
 
 def _outcome(failure: errors.ShmlogError | None) -> dict[str, Any]:

@@ -143,6 +143,7 @@ def append_error(thread: Thread, topic: str, partition: int, code: int, result: 
     if code == lib.SL_E_BEHIND:
         return errors.KafkaTimeoutError(f"{where}: no room{waited}: its disk, or a tethered consumer, is slower than the producers", **place)
     if code == lib.SL_E_FENCED:
+        handle.check_files(thread.cluster, thread.session.topic(topic), topic, partition)
         return errors.KafkaTimeoutError(f"{where}: no leader{waited}", **place)
     if code in (lib.SL_E_TIMEOUT, lib.SL_E_AGAIN):
         return errors.KafkaTimeoutError(f"{where}: no room{waited}", **place)

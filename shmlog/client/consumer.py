@@ -24,9 +24,10 @@ from typing import Any, NoReturn, Self
 from shmlog import errors
 from shmlog._ffi import ffi, lib, raise_code
 from shmlog.client import handle
+from shmlog.client.encoding import partition_number
 from shmlog.client.record_batch import VIEW_BYTES, Leases, RecordBatch, make_records, span_of, timestamp_type_of
 from shmlog.client.session import Session, attach
-from shmlog.config import topic_config
+from shmlog.config import topic_config, topic_name
 from shmlog.types import OffsetAndTimestamp, Record, TopicPartition
 
 _NO_OFFSETS = "this version of shmlog has no consumer groups yet"
@@ -209,8 +210,9 @@ class Consumer:
             raise errors.IllegalArgumentError("subscribe() takes either topics or a pattern")
         if self._wanted is not None:
             raise errors.IllegalStateError("partitions were assigned by hand; unsubscribe() first")
-        if names and self._missing == "raise":
-            for name in names:
+        for name in names:
+            topic_name(name)  # one that cannot be a topic would be waited for without end
+            if self._missing == "raise":
                 self._topic(name)
         self._topics = names
         self._pattern = None if pattern is None else re.compile(pattern)
@@ -222,7 +224,7 @@ class Consumer:
         self._check_open()
         if self._topics or self._pattern is not None:
             raise errors.IllegalStateError("topics are subscribed; unsubscribe() first")
-        wanted = {TopicPartition(*tp): None for tp in partitions}
+        wanted = {TopicPartition(topic_name(topic), partition_number(n)): None for topic, n in partitions}
         if self._missing == "raise":
             for topic, partition in wanted:
                 count = len(self._topic(topic).partitions)
@@ -381,7 +383,7 @@ class Consumer:
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
         """The next record comes from `offset`. An offset outside the log is noticed by the next read (auto_offset_reset)."""
-        if not isinstance(offset, int) or offset < 0:
+        if not isinstance(offset, int) or not 0 <= offset < 2**63:
             raise errors.IllegalArgumentError(f"an offset is an int from 0 on, not {offset!r}")
         self._move(self._assigned(tp), offset)
 
@@ -801,7 +803,10 @@ class Consumer:
         code = lib.sl_log_offsets(self._cluster, self._row, block, out)
         if code < 0:
             raise_code(code, f"{tp.topic}-{tp.partition}: {_sentence(code)}")
-        flags = lib.sl_cluster_partition(self._cluster, block).flags
+        words = lib.sl_cluster_partition(self._cluster, block)
+        if words.storage_state == lib.SL_STORAGE_DISK_ERROR:
+            handle.check_files(self._cluster, self._session.topic(tp.topic), tp.topic, tp.partition)
+        flags = words.flags
         end = out.high_watermark if flags & lib.SL_PF_REPLICATED and not flags & lib.SL_PF_APPENDED else out.end
         return int(out.log_start), max(int(end), int(out.log_start))
 

@@ -27,8 +27,34 @@ def timestamp(ms: int | None, ns: int | None) -> int:
     if ns is not None:
         if ms is not None:
             raise TypeError("timestamp_ms and timestamp_ns are two units of one thing; give one")
-        return ns or 1
-    return 0 if ms is None else ms * 1_000_000 or 1
+        return _since_1970("timestamp_ns", ns, 1)
+    return 0 if ms is None else _since_1970("timestamp_ms", ms, 1_000_000)
+
+
+def _since_1970(name: str, given: int, unit_ns: int) -> int:
+    if type(given) is not int and not hasattr(given, "__index__"):
+        raise TypeError(f"{name} is an int, not {type(given).__name__}")
+    ns = int(given) * unit_ns
+    if not 0 <= ns < 2**63:
+        raise errors.IllegalArgumentError(f"{name}={given} is not between 1970 and 2262")
+    return ns or 1
+
+
+def partition_number(given: int) -> int:
+    if type(given) is not int and not hasattr(given, "__index__"):
+        raise TypeError(f"a partition is an int, not {type(given).__name__}")
+    return int(given)
+
+
+def expected_of(offset: int | None) -> int:
+    """expected_offset as the core takes it: there -1 is "wherever the log ends", so a negative number that somebody computed must not get through."""
+    if offset is None:
+        return -1
+    if type(offset) is not int and not hasattr(offset, "__index__"):
+        raise TypeError(f"expected_offset is an int, not {type(offset).__name__}")
+    if not 0 <= offset < 2**48:
+        raise errors.IllegalArgumentError(f"expected_offset={offset} is no offset: the first is 0")
+    return int(offset)
 
 
 def value_of(value: Any) -> tuple[Any, int, bytes | None]:
@@ -51,11 +77,13 @@ def array_bytes(array: Any) -> Any:
 def view_of(value: Any, what: str) -> memoryview | bytes:
     """Any buffer as contiguous bytes; copied only if it is not contiguous."""
     if isinstance(value, str):
-        raise TypeError(f"a {what} is bytes or a buffer, not str: give the producer {what}_serializer=str.encode, or encode it yourself")
+        serializer = f"give the producer {what}_serializer=str.encode, or " if what in ("key", "value") else ""
+        raise TypeError(f"a {what} is bytes or a buffer, not str: {serializer}encode it yourself")
     try:
         view = memoryview(value)
     except TypeError:
-        raise TypeError(f"a {what} is bytes, a buffer or None, not {type(value).__name__}; give the producer a {what}_serializer") from None
+        serializer = f"; give the producer a {what}_serializer" if what in ("key", "value") else ""
+        raise TypeError(f"a {what} is bytes, a buffer or None, not {type(value).__name__}{serializer}") from None
     return view.cast("B") if view.c_contiguous and view.ndim and view.nbytes else view.tobytes()
 
 
@@ -72,7 +100,11 @@ def encode_headers(headers: Iterable[tuple[str, bytes | None]]) -> bytes:
     """As sl_record wants them: u16 count, then (u16 bytes, name)(u32 bytes or SLNULL_BYTES, value) each."""
     out = bytearray(2)
     count = 0
-    for name, value in headers:
+    for header in headers:
+        try:
+            name, value = header
+        except (TypeError, ValueError):
+            raise TypeError(f"a header is a pair of a str and bytes or None, not {type(header).__name__}") from None
         if not isinstance(name, str):
             raise TypeError(f"a header's name is str, not {type(name).__name__}")
         encoded = name.encode()

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from shmlog._ffi import lib
 from shmlog.client.cluster_view import alive
-from shmlog.errors import BrokerNotRunningError, ClosedError, ForkedProcessError
+from shmlog.errors import BrokerNotRunningError, ClosedError, ForkedProcessError, StorageError
 
 SLICE_NS = 100_000_000
 DEAD_NS = 5_000_000_000
@@ -74,6 +74,18 @@ def check_cluster(cluster: Any, name: str) -> None:
         f"cluster {name} is no longer running: all its coordinators have been dead for more than {DEAD_NS // 1_000_000_000} s",
         hint=f"`shmlog up --cluster {name}` starts it again; what was appended is kept",
     )
+
+
+def check_files(cluster: Any, view: Any, topic: str, partition: int) -> None:
+    """Raises StorageError for a partition that is not open because its broker cannot take over its files: then nobody knows where the log ends."""
+    if view is None:
+        return
+    words = lib.sl_cluster_partition(cluster, view.partitions[partition].block)
+    if (not words.cur or words.cur >> 40 & 1) and words.storage_state == lib.SL_STORAGE_DISK_ERROR:
+        raise StorageError(
+            f"{topic}-{partition}: its broker cannot open its files",
+            topic=topic, partition=partition, hint="`shmlog logs broker` says why; the files are kept as they are, and opening is tried again",
+        )  # fmt: skip
 
 
 # --- keywords ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from shmlog import arrays, errors
 from shmlog._ffi import ffi, lib
 from shmlog.client import handle
 from shmlog.client.delivery import Delivery
-from shmlog.client.encoding import bytes_of, fill
+from shmlog.client.encoding import bytes_of, expected_of, fill
 from shmlog.types import RecordMetadata
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class Loan:
         if self.key is not None:
             self.key = bytes_of(self.key, "key")
         result = ffi.new(RESULT)
-        expected = -1 if self._expected is None else self._expected
+        expected = expected_of(self._expected)
         if self.key != self._key_taken and self.key is not None:
             route = producer._route(thread, self._topic)
             n = producer._partition_of(self._topic, self.key, self._wanted, route.count)

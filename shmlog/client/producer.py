@@ -28,7 +28,20 @@ from shmlog._ffi import ffi, lib, raise_code
 from shmlog.client import handle
 from shmlog.client.append import WAITING, Place, Route, Thread, append_error, raise_append
 from shmlog.client.delivery import Deliveries, Delivery
-from shmlog.client.encoding import NULL, SL_RECORD, U8, array_bytes, bytes_of, clear, fill, from_buffer, timestamp, value_of
+from shmlog.client.encoding import (
+    NULL,
+    SL_RECORD,
+    U8,
+    array_bytes,
+    bytes_of,
+    clear,
+    expected_of,
+    fill,
+    from_buffer,
+    partition_number,
+    timestamp,
+    value_of,
+)
 from shmlog.client.loan import Loan
 from shmlog.client.session import Session, attach
 from shmlog.config import topic_config
@@ -211,7 +224,7 @@ class Producer:
             kept = None
         else:
             kept = fill(record, key, headers, dtype, timestamp(timestamp_ms, timestamp_ns))
-        code = _append(place.appender, record, -1 if expected_offset is None else expected_offset, 0, result)
+        code = _append(place.appender, record, -1 if expected_offset is None else expected_of(expected_offset), 0, result)
         if code:
             self._append_slowly(thread, place, record, result, code, expected_offset)
         delivery = Delivery(topic, n, result.offset, result.timestamp_ns)
@@ -291,6 +304,7 @@ class Producer:
             raise TypeError("loan() takes either shape (with dtype) or nbytes")
         if nbytes is not None and nbytes < 0:
             raise errors.IllegalArgumentError(f"nbytes={nbytes} is negative")
+        expected_of(expected_offset)  # before anything is written into the loan
         if self._serialize_key is not None and key is not None:
             key = self._serialize_key(topic, key)
         stamp = timestamp(timestamp_ms, timestamp_ns)
@@ -479,7 +493,7 @@ class Producer:
 
     def _append_slowly(self, thread: Thread, place: Place, record: Any, result: Any, code: int, expected_offset: int | None) -> None:
         """Goes on with an append that did not happen at once, in slices, up to max_block_ms. Raises, or has appended."""
-        expected = -1 if expected_offset is None else expected_offset
+        expected = expected_of(expected_offset)
         self._wait_for(thread, place.topic, place.partition, code, result, lambda d: _append(place.appender, record, expected, d, result))
 
     def _wait_for(self, thread: Thread, topic: str, partition: int, code: int, result: Any, attempt: Callable[[int], int]) -> None:
@@ -500,7 +514,7 @@ class Producer:
 
     def _append_frame(self, thread: Thread, place: Place, record: Any, result: Any, expected_offset: int | None) -> Delivery:
         """Any frame: the way of send() without its short cuts."""
-        code = _append(place.appender, record, -1 if expected_offset is None else expected_offset, 0, result)
+        code = _append(place.appender, record, -1 if expected_offset is None else expected_of(expected_offset), 0, result)
         if code:
             self._append_slowly(thread, place, record, result, code, expected_offset)
         return self._appended(thread, place, result, record.rows or 1, record.value_bytes)
@@ -775,8 +789,8 @@ def _acks(given: int | str) -> int:
 
 
 def _check_partition(topic: str, partition: int, count: int) -> int:
-    if 0 <= partition < count:
-        return partition
+    if 0 <= partition_number(partition) < count:
+        return int(partition)
     raise errors.no_partition(topic, partition, count)
 
 

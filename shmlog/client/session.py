@@ -243,6 +243,8 @@ class Session:
 
     def topic(self, name: str) -> m.TopicView | None:
         self._check()
+        if not isinstance(name, str) or "/" in name:  # internal names have one: it would lead into another namespace
+            return None
         return self._link.topic(m.internal_name(self.address.namespace, name))
 
     def topics(self) -> list[str]:

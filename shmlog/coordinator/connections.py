@@ -55,6 +55,7 @@ class Connections:
         if os.path.exists(temporary):
             os.unlink(temporary)
         self.listener.bind(temporary)
+        os.chmod(temporary, 0o600)  # whatever the umask
         self.listener.listen(512)
         self.listener.setblocking(False)
         os.rename(temporary, path)

@@ -10,6 +10,7 @@ A kill anywhere leaves the state before or after one commit.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -44,6 +45,8 @@ class Store:
         self._written: ClusterView | None = None
         with self._translated():
             os.makedirs(directory, mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # sqlite would make it by the umask; its -wal gets the mode of this one
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             with self._translated():

@@ -216,6 +216,8 @@ class _Memory:
             found.append(Problem(place, "leader epoch", what))
         cur = int(words.cur)
         number = cur & NUMBER_MASK
+        if (number == 0 or cur >> 40 & 1) and words.storage_state == lib.SL_STORAGE_DISK_ERROR:
+            found.append(Problem(place, "closed", "its broker cannot open its files; its log says why"))
         if number == 0:
             return found  # never opened
         if not cur >> 40 & 1 and cur >> 41 != epoch & 0x7FFFFF:
@@ -299,7 +301,11 @@ class _Memory:
         report = Report()
         words = lib.sl_cluster_partition(self.cluster, topic.partitions[n].block)
         directory = status.directory_of(view, topic, n)
-        if not directory or not words or not int(words.cur) & NUMBER_MASK:
+        if not directory or not words:
+            return report
+        if not int(words.cur) & NUMBER_MASK:  # never opened since memory was made: the words say nothing about the files
+            for other in _directories(view, topic, n):
+                _check_directory(report, other, topic.topic_id, n, live=self.live, end=None)
             return report
         durable, spilled = (int(word) & OFFSET_MASK for word in (words.durable, words.spilled))
         bases = [base for word in words.dir if int(word) & 0xFFFFFFF and (base := _base_of(self.prefix, int(word) & 0xFFFFFFF)) is not None]

@@ -163,3 +163,119 @@ def test_a_full_log_disk_loses_nothing_and_resumes_when_it_is_freed(tmp_path: Pa
         """,
         tmp_path,
     )
+
+
+def test_a_broker_killed_while_its_disk_and_its_log_are_full_comes_back_and_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    in_namespace(
+        f"mount -t tmpfs -o size=256m tmpfs /dev/shm; mount -t tmpfs -o size=16m tmpfs {tmp_path}/disk",
+        f"""
+        disk = {str(tmp_path / "disk")!r}
+        """
+        """
+        with Cluster(data_dir=disk + "/data", config={"data.max.bytes": str(1 << 40)}) as cluster, Admin() as admin:
+            admin.create_topics([NewTopic("t", config={"shmlog.memory.bytes": str(1 << 20)})])
+            with Producer(acks=1, max_block_ms=1000) as producer:
+                sent = 0
+                producer.send("t", b"%08d" % sent + bytes(992)); sent += 1
+                # Every file's last page is filled too, the log's as well: not one more byte goes anywhere.
+                with open(disk + "/ballast", "wb", buffering=0) as ballast:
+                    for size in (65536, 4096):
+                        try:
+                            while True:
+                                ballast.write(bytes(size))
+                        except OSError:
+                            pass
+                log = [disk + "/data/logs/" + name for name in os.listdir(disk + "/data/logs")]
+                for path in log:
+                    with open(path, "ab", buffering=0) as file:
+                        try:
+                            while file.write(b"\\n"):
+                                pass
+                        except OSError:
+                            pass
+                failed = None
+                while failed is None:
+                    try:
+                        producer.send("t", b"%08d" % sent + bytes(992)); sent += 1
+                    except errors.StorageFullError as error:
+                        failed = error
+                for role in ("broker", "coordinator", "broker"):
+                    old = until(lambda: cluster.pid(role), role)
+                    cluster.kill(role)
+                    until(lambda: cluster.pid(role) not in (0, old), f"the next {role}")
+                os.unlink(disk + "/ballast")
+                def more():
+                    try:
+                        return producer.send("t", b"%08d" % sent + bytes(992)).offset == sent
+                    except errors.ShmlogError:
+                        return False
+                until(more, "appends go on by themselves")
+            consumer = Consumer("t", auto_offset_reset="earliest")
+            seen = 0
+            def read():
+                global seen
+                for records in consumer.poll(timeout_ms=100, max_records=5000).values():
+                    for record in records:
+                        assert int(record.value[:8]) == record.offset == seen
+                        seen += 1
+                return seen == sent + 1
+            until(read, "all that was acknowledged")
+            consumer.close()
+        """,
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("size", ["64k", "256k", "1m"])
+def test_a_dev_shm_too_small_for_a_cluster_is_the_error_of_up_and_nothing_is_left(tmp_path: Path, size: str) -> None:
+    in_namespace(
+        f"mount -t tmpfs -o size={size} tmpfs /dev/shm",
+        """
+        import subprocess
+        def shmlog(*arguments):
+            return subprocess.run([sys.executable, "-m", "shmlog", *arguments, "--cluster", "small"], capture_output=True, text=True, timeout=60)
+        up = shmlog("up", "--data", os.getcwd() + "/data")
+        print(up)
+        if up.returncode == 0:  # it fits: then records must too, or the error is theirs
+            with Producer("shm://small", max_block_ms=2000) as producer:
+                try:
+                    producer.send("t", b"x")
+                except errors.ShmSpaceError as error:
+                    assert any(c.isdigit() for c in str(error)), error
+            assert shmlog("down").returncode == 0
+        else:
+            assert up.returncode == 1 and up.stderr.count("\\n") == 1 and "/dev/shm has" in up.stderr, up
+            left = os.listdir("/dev/shm")
+            assert not left, left
+            assert shmlog("down").returncode == 0
+        """,
+        tmp_path,
+    )
+
+
+def test_a_data_directory_that_cannot_be_written_is_the_error_of_up_and_a_cluster_outlives_it(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    in_namespace(
+        f"mount -t tmpfs -o size=64m tmpfs /dev/shm; mount -t tmpfs -o size=64m tmpfs {tmp_path}/disk",
+        f"""
+        disk = {str(tmp_path / "disk")!r}
+        """
+        """
+        import subprocess
+        def mount(how):
+            subprocess.run(["mount", "-o", f"remount,{how}", disk], check=True)
+        def shmlog(*arguments):
+            return subprocess.run([sys.executable, "-m", "shmlog", *arguments, "--cluster", "c"], capture_output=True, text=True, timeout=60)
+        mount("ro")
+        up = shmlog("up", "--data", disk + "/data")
+        assert up.returncode == 1 and up.stderr.count("\\n") == 1 and disk in up.stderr, up
+        assert os.listdir("/dev/shm") == [], os.listdir("/dev/shm")
+        mount("rw")
+        assert shmlog("up", "--data", disk + "/data").returncode == 0
+        with Producer("shm://c", acks="disk") as producer:
+            assert producer.send("t", b"x").result(timeout=20).offset == 0
+        assert shmlog("down").returncode == 0
+        """,
+        tmp_path,
+    )
