@@ -33,6 +33,7 @@ from shmlog.messages import EndSpare, Failure, Fork, Forked, StartOptions, Start
 ROLES = {"coordinator": "shmlog.coordinator.server", "broker": "shmlog.broker.server"}
 LOG_MAX_BYTES = 8 * 2**20  # one older log is kept
 EXIT_REFUSED = 3  # a coordinator's exit code when it cannot start, and has said why: trying again would not help
+EXIT_SURPLUS = 4  # a coordinator's exit code when three others live; unlike 0 and EXIT_REFUSED it says nothing about the cluster
 END_TIMEOUT_S = 2.0
 LOOK_S = 1.0
 STALE_NS = 2 * NS  # of the active coordinator's heartbeat; makes us ask /proc who is stopped

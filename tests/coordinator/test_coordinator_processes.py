@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -272,6 +274,75 @@ def test_memory_of_another_layout_is_refused_by_all_and_not_touched(cluster: Clu
     finally:
         set_layout(lib.SL_LAYOUT_VERSION)
     assert lifecycle.is_up(cluster.name)
+
+
+@pytest.mark.parametrize("slot", [1, 2, 3])
+def test_a_coordinator_does_not_take_itself_for_its_standby(cluster: Cluster, slot: int) -> None:
+    """Its maker may have listed it in a second entry: where it was to be, after it had moved."""
+    cluster.start()
+    standby = until(lambda: cluster.pid(STANDBY), "a standby")
+    active = cluster.pid(COORDINATOR)
+    entry = cluster.session().control.processes[slot]
+    cluster.kill(active)
+    entry.role, entry.start_ticks, entry.pid = STANDBY, proc.start_ticks(standby), standby
+    until(lambda: cluster.pid(COORDINATOR) == standby, "the standby to be active")
+    until(lambda: cluster.pid(STANDBY) not in (0, standby), "a standby that is another process")
+    assert [p.pid for p in cluster.control.processes].count(standby) == 1
+
+
+def fork_coordinator(cluster: Cluster, slot: int) -> int:
+    """As an active coordinator asks for a standby: a child of the spare."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.connect(os.path.join(config.run_dir(cluster.name), "spare.sock"))
+        sock.send(m.encode(m.Fork("coordinator", 0, slot)))
+        data, fds, _, _ = socket.recv_fds(sock, 65536, 1)
+        os.close(fds[0])
+        return int(m.decode(data).pid)
+
+
+def test_a_standby_whose_entry_was_taken_lists_itself_in_another(cluster: Cluster) -> None:
+    """One that no entry names is dead to clients, though it would heal the cluster."""
+    cluster.start()
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    more = fork_coordinator(cluster, 2)
+    until(lambda: more in cluster.pids(), "one more")
+    slot = next(i for i, p in enumerate(cluster.control.processes) if p.pid == more)
+    cluster.session().control.processes[slot].pid = 0
+    until(lambda: more in cluster.pids(), "it to be there again")
+
+
+def test_a_coordinator_too_many_ends_and_does_not_keep_the_spare_from_healing(cluster: Cluster) -> None:
+    cluster.start()
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    cluster.kill(spare := cluster.pid(SPARE))
+    cluster.another(SPARE, spare)  # which forked none of those that live
+    path = os.path.join(config.run_dir(cluster.name), "spare.sock")
+
+    def listens() -> bool:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.connect(path)
+            return True
+        return False
+
+    until(listens, "the new spare")
+    pid = os.fork()
+    if pid == 0:
+        from shmlog.coordinator import server
+
+        try:
+            server.main(m.StartOptions(cluster.name, state_dir=str(cluster.data)), 3, -1)
+        finally:
+            os._exit(0)
+    try:
+        until(lambda: pid in cluster.pids(), "a third one")
+        surplus = fork_coordinator(cluster, 2)
+        until(lambda: not os.path.exists(f"/proc/{surplus}"), "the fourth one to end")
+        olds = [p.pid for p in cluster.control.processes if p.role in (COORDINATOR, STANDBY)]
+        cluster.kill(*olds)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    until(lambda: cluster.pid(COORDINATOR) not in (0, *olds), "the spare to fork another")
 
 
 # --- stopped processes -------------------------------------------------------------------------------------------------
