@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from shmlog import config, errors, lifecycle, proc, shm
 from shmlog import messages as m
 from shmlog._ffi import lib
 from shmlog.client.session import Session, attach
+from shmlog.coordinator.memory import open_memory
+from shmlog.coordinator.spare_link import SpareLink
 from tests.coordinator.conftest import Cluster, until
 
 COORDINATOR, STANDBY, SPARE, BROKER = lib.SL_ROLE_COORDINATOR, lib.SL_ROLE_STANDBY, lib.SL_ROLE_SPARE, lib.SL_ROLE_BROKER
@@ -314,8 +317,8 @@ def test_a_standby_whose_entry_was_taken_lists_itself_in_another(cluster: Cluste
 def test_a_coordinator_too_many_ends_and_does_not_keep_the_spare_from_healing(cluster: Cluster) -> None:
     cluster.start()
     until(lambda: cluster.pid(STANDBY), "a standby")
-    cluster.kill(spare := cluster.pid(SPARE))
-    cluster.another(SPARE, spare)  # which forked none of those that live
+    cluster.kill(old := cluster.pid(SPARE))
+    cluster.another(SPARE, old)  # which forked none of those that live
     path = os.path.join(config.run_dir(cluster.name), "spare.sock")
 
     def listens() -> bool:
@@ -343,6 +346,40 @@ def test_a_coordinator_too_many_ends_and_does_not_keep_the_spare_from_healing(cl
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     until(lambda: cluster.pid(COORDINATOR) not in (0, *olds), "the spare to fork another")
+
+
+def test_of_two_spares_the_one_that_hears_is_listed(cluster: Cluster, tmp_path: Path) -> None:
+    """One was exec'ed by a coordinator that died before it could list it, and comes up first: the other one is not connected to anybody."""
+    cluster.start()
+    _, memory = open_memory(cluster.prefix)
+    assert memory
+    link = SpareLink(m.StartOptions(cluster.name), str(tmp_path))
+    link.memory, link.selector = memory, selectors.DefaultSelector()
+    code = "import socket, sys\ns = socket.socket(1, 5)\ns.bind(sys.argv[1])\ns.listen()\nprint(flush=True)\nsys.stdin.read()"
+    command = [sys.executable, "-c", code]
+    with (
+        subprocess.Popen([*command, str(tmp_path / "other")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other,
+        subprocess.Popen([*command, str(tmp_path / "spare.sock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as hears,
+    ):
+        assert hears.stdout
+        hears.stdout.readline()
+        link.watch(other.pid)
+        assert cluster.pid(SPARE) == other.pid
+        link.connect()
+        assert cluster.pid(SPARE) == hears.pid
+        assert list(link.selector.get_map()) == [link.pidfd]
+        other.kill()
+        assert not link.selector.select(0.1)  # its end is nobody's business
+        # A successor that finds it listed but not listening yet waits for it.
+        (tmp_path / "spare.sock").unlink()
+        successor = SpareLink(m.StartOptions(cluster.name), str(tmp_path))
+        successor.adopt(memory, selectors.DefaultSelector(), str(tmp_path))
+        assert cluster.pid(SPARE) == hears.pid
+        hears.kill()
+    for used in (link, successor):
+        used.drop()
+        os.close(used.pidfd)
+    memory.close()
 
 
 # --- stopped processes -------------------------------------------------------------------------------------------------
