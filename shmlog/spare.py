@@ -75,6 +75,7 @@ class Spare:
         self.options = options
         self.ready_fd = ready_fd
         self.run_dir = config.run_dir(options.cluster)
+        self.run_dir_identity = os.stat(self.run_dir).st_ino
         self.selector = selectors.DefaultSelector()
         self.children: set[int] = set()
         self.coordinators: set[int] = set()  # those of that role
@@ -116,7 +117,7 @@ class Spare:
         waiting for the other to be seen to."""
         now = time.monotonic()
         paused, self.looked_at = now - self.looked_at > 3 * LOOK_S, now
-        if not self.connections and not self._is_current():
+        if (not self.connections and not self._is_current()) or self._is_discarded():
             self.ending = True  # another spare took the place before anybody connected here
             return
         if not self.connections and not self.coordinators:
@@ -136,6 +137,13 @@ class Spare:
             return os.stat(os.path.join(self.run_dir, "spare.sock")).st_ino == self.identity
         except FileNotFoundError:
             return False
+
+    def _is_discarded(self) -> bool:
+        """Whether our run directory was removed; one of the same name is another life of the cluster, and none of our business."""
+        try:
+            return os.stat(self.run_dir).st_ino != self.run_dir_identity
+        except FileNotFoundError:
+            return True
 
     def _control(self) -> Any:
         """A copy of control; None if the cluster is down or gone."""
@@ -243,7 +251,7 @@ class Spare:
             self.ending = True
             return
         control = self._control()
-        if control is None:
+        if control is None or self._is_discarded():
             self.ending = True
             return
         if self._living_coordinators(control):

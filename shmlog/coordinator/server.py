@@ -145,7 +145,6 @@ class Coordinator:
         self.made_memory = False  # and so may remove it if the start fails
 
     def run(self) -> int:
-        os.makedirs(self.run_dir, mode=0o700, exist_ok=True)
         self.spare.connect()
         if not self._wait_for_lock():
             return 0
@@ -534,6 +533,7 @@ class Coordinator:
             self._start_brokers()
 
     def _tick(self) -> None:
+        self._end_if_discarded()
         now = monotonic_ns()
         if now - self.last_tick_ns > 4 * TICK_NS:
             # We were stopped ourselves, or everything was: whoever looks stale now may only not have had its turn yet.
@@ -560,6 +560,22 @@ class Coordinator:
             self._start_brokers()
         if self.standby_pidfd < 0 and not self.stopping and self.standby_asked_ns and now - self.standby_asked_ns > STANDBY_RETRY_NS:
             self._ask_for_standby()
+
+    def _end_if_discarded(self) -> None:
+        """Somebody gave the cluster up and did not see us: its lock or its memory is gone, or another life of it is there. Nothing of that one is
+        touched, and what we began ends."""
+        code, control = shm.read_control(self.prefix)
+        ours = bytes(ffi.buffer(self.control.header.cluster_id))
+        gone = code == lib.SL_E_NOENT or (code == lib.SL_OK and bytes(ffi.buffer(control.header.cluster_id)) != ours)
+        if not gone and self._lock_is_current(os.path.join(self.run_dir, shm.LOCK_NAME)):
+            return
+        log("the cluster was discarded; ending")
+        for broker in self.brokers.values():
+            if broker.running:
+                proc.kill(broker.pidfd)
+        if self.spare.pidfd >= 0:
+            proc.kill(self.spare.pidfd)
+        raise SystemExit(0)
 
     def _kill_stopped(self, now: int) -> None:
         for broker in self.brokers.values():

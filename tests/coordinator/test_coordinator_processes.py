@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -148,6 +149,47 @@ def test_without_data_directories_nothing_is_written_and_memory_survives_a_kill(
     assert cluster.start(data_dirs=None)
     assert session.topic("t").topic_id == before.topic_id  # type: ignore[union-attr]
     assert not cluster.data.exists()
+
+
+def shmlog_processes(cluster: Cluster) -> list[int]:
+    """Whoever has the cluster's name in its command line: spares and all that they forked, listed or not."""
+    found = []
+    for entry in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            if f'"{cluster.name}"'.encode() in Path(f"/proc/{entry}/cmdline").read_bytes():
+                found.append(int(entry))
+    return found
+
+
+@pytest.mark.parametrize("unseen", [(COORDINATOR,), (STANDBY,), (SPARE,), (COORDINATOR, SPARE), (STANDBY, SPARE), (COORDINATOR, STANDBY, SPARE)])
+def test_discard_ends_those_too_that_no_entry_names(cluster: Cluster, unseen: tuple[int, ...]) -> None:
+    cluster.start()
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    control = cluster.session().control
+    for process in control.processes:
+        if process.role in unseen:
+            process.pid = 0
+    lifecycle.discard(cluster.name)
+    until(lambda: not shmlog_processes(cluster), "nobody to be left")
+    assert not os.path.exists(config.run_dir(cluster.name))
+    assert not shm.names(cluster.prefix)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_cluster_whose_memory_and_directory_are_gone_ends_itself(cluster: Cluster, again: bool) -> None:
+    cluster.start()
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    olds = shmlog_processes(cluster)
+    assert len(olds) >= 4
+    session = cluster.session()
+    shm.remove_cluster(cluster.prefix)
+    shutil.rmtree(config.run_dir(cluster.name))
+    session.close()
+    if again:
+        cluster.start(data_dirs=[])
+    until(lambda: not set(olds) & set(shmlog_processes(cluster)), "the old ones to end")
+    assert lifecycle.is_up(cluster.name) == again
+    assert bool(shm.names(cluster.prefix)) == again
 
 
 # --- kill -9 -----------------------------------------------------------------------------------------------------------
