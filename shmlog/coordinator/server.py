@@ -148,6 +148,9 @@ class Coordinator:
         self.spare.connect()
         if not self._wait_for_lock():
             return 0
+        if self.memory is not None and not self.from_up and self._memory_is_gone():
+            log("the cluster was discarded; ending")  # beginning from disk would bring back what somebody has given up
+            return 0
         self._activate()
         self._loop()
         return 0
@@ -564,10 +567,7 @@ class Coordinator:
     def _end_if_discarded(self) -> None:
         """Somebody gave the cluster up and did not see us: its lock or its memory is gone, or another life of it is there. Nothing of that one is
         touched, and what we began ends."""
-        code, control = shm.read_control(self.prefix)
-        ours = bytes(ffi.buffer(self.control.header.cluster_id))
-        gone = code == lib.SL_E_NOENT or (code == lib.SL_OK and bytes(ffi.buffer(control.header.cluster_id)) != ours)
-        if not gone and self._lock_is_current(os.path.join(self.run_dir, shm.LOCK_NAME)):
+        if not self._memory_is_gone() and self._lock_is_current(os.path.join(self.run_dir, shm.LOCK_NAME)):
             return
         log("the cluster was discarded; ending")
         for broker in self.brokers.values():
@@ -576,6 +576,12 @@ class Coordinator:
         if self.spare.pidfd >= 0:
             proc.kill(self.spare.pidfd)
         raise SystemExit(0)
+
+    def _memory_is_gone(self) -> bool:
+        """Whether what this one is attached to has lost its name."""
+        code, control = shm.read_control(self.prefix)
+        ours = bytes(ffi.buffer(self.control.header.cluster_id))
+        return bool(code == lib.SL_E_NOENT or (code == lib.SL_OK and bytes(ffi.buffer(control.header.cluster_id)) != ours))
 
     def _kill_stopped(self, now: int) -> None:
         for broker in self.brokers.values():

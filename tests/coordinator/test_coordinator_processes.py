@@ -182,8 +182,8 @@ def test_a_cluster_whose_memory_and_directory_are_gone_ends_itself(cluster: Clus
     olds = shmlog_processes(cluster)
     assert len(olds) >= 4
     session = cluster.session()
+    shutil.rmtree(config.run_dir(cluster.name))  # the lock first: without memory but with a lock a standby may begin anew
     shm.remove_cluster(cluster.prefix)
-    shutil.rmtree(config.run_dir(cluster.name))
     session.close()
     if again:
         cluster.start(data_dirs=[])
