@@ -14,7 +14,9 @@ import fcntl
 import os
 import select
 import shutil
+import socket
 import stat
+import struct
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -387,22 +389,70 @@ def discard(name: str) -> None:
     """Removes what there is of a cluster in memory, and ends what lives of it. For one that is down, or that is to be given up."""
     prefix = shm.prefix(name)
     view = view_of(name)
-    code, control = shm.read_control(prefix)
-    if code == lib.SL_OK:
-        # Coordinators and the spare first, or they would heal what is taken down.
-        pidfds = _watch_all(control)
-        for pidfd in pidfds:
-            proc.kill(pidfd)
-        deadline = time.monotonic() + END_TIMEOUT_S
-        for pidfd in pidfds:
-            _ended(pidfd, deadline)
-            os.close(pidfd)
-    _mark_down(prefix)
-    shm.remove_cluster(prefix)
-    shutil.rmtree(config.run_dir(name), ignore_errors=True)
+    lock_fd = _end_all(name, prefix)
+    try:
+        _mark_down(prefix)
+        shm.remove_cluster(prefix)
+        shutil.rmtree(config.run_dir(name), ignore_errors=True)
+    finally:
+        if lock_fd >= 0:
+            os.close(lock_fd)  # its file is gone: whoever waits for it, unseen by us, ends
     if view is not None and view.temporary:
         for directory in {*view.data_dirs, view.state_dir}:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _end_all(name: str, prefix: str) -> int:
+    """Kills whoever keeps the cluster going, until none of them does; returns the fd of the lock, held, so that nobody becomes active any more.
+
+    The process table does not name those that were forked just now or left by an `up` that was interrupted: a spare is found behind its socket too, and
+    whoever becomes active meanwhile lists itself. A standby that stays unseen owns nothing, and ends when it finds its lock removed.
+    """
+    lock_fd = -1
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while True:
+        code, control = shm.read_control(prefix)
+        # Coordinators and the spare first, or they would heal what is taken down.
+        pidfds = [*(_watch_all(control) if code == lib.SL_OK else ()), *_listeners(name)]
+        for pidfd in pidfds:
+            proc.kill(pidfd)
+        for pidfd in pidfds:
+            _ended(pidfd, deadline)
+            os.close(pidfd)
+        if lock_fd < 0:
+            lock_fd = _try_lock(os.path.join(config.run_dir(name), shm.LOCK_NAME))
+            if lock_fd >= 0:
+                continue  # once more: whoever it was that had it
+        if (not pidfds and (lock_fd >= 0 or not os.path.exists(os.path.join(config.run_dir(name), shm.LOCK_NAME)))) or time.monotonic() > deadline:
+            return lock_fd
+        time.sleep(0.002)
+
+
+def _try_lock(path: str) -> int:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return -1
+    return fd
+
+
+def _listeners(name: str) -> list[int]:
+    """pidfds of who listens in the run directory: the kernel says who it is."""
+    found = []
+    for file, kind in (("spare.sock", socket.SOCK_SEQPACKET), ("coordinator.sock", socket.SOCK_STREAM)):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, kind) as sock:
+            sock.setblocking(False)
+            sock.connect(os.path.join(config.run_dir(name), file))
+            pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            pidfd = proc.watch(pid, proc.start_ticks(pid)) if uid == os.geteuid() and pid != os.getpid() else None
+            if pidfd is not None:
+                found.append(pidfd)
+    return found
 
 
 def _mark_down(prefix: str) -> None:

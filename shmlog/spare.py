@@ -35,6 +35,7 @@ from shmlog.messages import EndSpare, Failure, Fork, Forked, StartOptions, Start
 ROLES = {"coordinator": "shmlog.coordinator.server", "broker": "shmlog.broker.server"}
 LOG_MAX_BYTES = 8 * 2**20  # one older log is kept
 EXIT_REFUSED = 3  # a coordinator's exit code when it cannot start, and has said why: trying again would not help
+EXIT_SURPLUS = 4  # a coordinator's exit code when three others live; unlike 0 and EXIT_REFUSED it says nothing about the cluster
 END_TIMEOUT_S = 2.0
 LOOK_S = 1.0
 STALE_NS = 2 * NS  # of the active coordinator's heartbeat; makes us ask /proc who is stopped
@@ -85,6 +86,7 @@ class Spare:
         self.options = options
         self.ready_fd = ready_fd
         self.run_dir = config.run_dir(options.cluster)
+        self.run_dir_identity = os.stat(self.run_dir).st_ino
         self.selector = selectors.DefaultSelector()
         self.children: set[int] = set()
         self.coordinators: set[int] = set()  # those of that role
@@ -126,7 +128,7 @@ class Spare:
         waiting for the other to be seen to."""
         now = time.monotonic()
         paused, self.looked_at = now - self.looked_at > 3 * LOOK_S, now
-        if not self.connections and not self._is_current():
+        if (not self.connections and not self._is_current()) or self._is_discarded():
             self.ending = True  # another spare took the place before anybody connected here
             return
         if not self.connections and not self.coordinators:
@@ -146,6 +148,13 @@ class Spare:
             return os.stat(os.path.join(self.run_dir, "spare.sock")).st_ino == self.identity
         except FileNotFoundError:
             return False
+
+    def _is_discarded(self) -> bool:
+        """Whether our run directory was removed; one of the same name is another life of the cluster, and none of our business."""
+        try:
+            return os.stat(self.run_dir).st_ino != self.run_dir_identity
+        except FileNotFoundError:
+            return True
 
     def _control(self) -> Any:
         """A copy of control; None if the cluster is down or gone."""
@@ -254,7 +263,7 @@ class Spare:
             self.ending = True
             return
         control = self._control()
-        if control is None:
+        if control is None or self._is_discarded():
             self.ending = True
             return
         if self._living_coordinators(control):

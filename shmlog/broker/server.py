@@ -280,6 +280,8 @@ class Broker:
             self._send_ready()
         except OSError:
             self._disconnect()  # between two coordinators; everything else goes on
+            if shm.identity(shm.object_name(self.prefix, "control")) is None:
+                self._exit(1, "the cluster was discarded")
 
     def _send(self, message: Any) -> None:
         if self.connection is None:

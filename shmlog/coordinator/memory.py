@@ -15,7 +15,6 @@ from shmlog import messages as m
 from shmlog._ffi import ffi, lib
 from shmlog.clock import monotonic_ns
 from shmlog.coordinator import metadata
-from shmlog.errors import IllegalStateError
 
 SPARE_SLOT = 0
 COORDINATOR_SLOTS = (1, 2, 3)
@@ -60,13 +59,25 @@ class Memory:
     def view_version(self) -> int:
         return int(lib.sl_get64(ffi.addressof(self.control, "view_version")))
 
+    def lives(self, slot: int) -> bool:
+        process = self.control.processes[slot]
+        return proc.alive(process.pid, process.start_ticks)
+
+    def slot_of(self, pid: int, start_ticks: int) -> int:
+        """Where a coordinator is listed; 0: nowhere."""
+        return next((s for s in COORDINATOR_SLOTS if (p := self.control.processes[s]).pid == pid and p.start_ticks == start_ticks), 0)
+
     def free_slot(self) -> int:
+        """0: three coordinators live already."""
         me = os.getpid()
-        for slot in COORDINATOR_SLOTS:
-            process = self.control.processes[slot]
-            if process.pid == me or not proc.alive(process.pid, process.start_ticks):
-                return slot
-        raise IllegalStateError("three coordinators live already")
+        return next((slot for slot in COORDINATOR_SLOTS if self.control.processes[slot].pid == me or not self.lives(slot)), 0)
+
+    def clear_others(self, slot: int, pid: int) -> None:
+        """Entries besides its own in which a coordinator stands: its maker may write it into the one it was forked for after it has moved."""
+        for other in COORDINATOR_SLOTS:
+            process = self.control.processes[other]
+            if other != slot and process.pid == pid:
+                lib.sl_put32(ffi.addressof(process, "pid"), 0)
 
     def read_view(self, version: int) -> m.ClusterView | None:
         payload = shm.read_view(self.prefix, version)

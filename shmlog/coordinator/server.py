@@ -43,7 +43,7 @@ from shmlog.errors import (
     UnknownTopicOrPartitionError,
     VersionMismatchError,
 )
-from shmlog.spare import EXIT_REFUSED
+from shmlog.spare import EXIT_REFUSED, EXIT_SURPLUS
 
 TICK_NS = 250 * MS
 STALE_NS = 1 * NS  # a heartbeat older than this makes us ask /proc whether its process is stopped; it proves nothing
@@ -132,6 +132,7 @@ class Coordinator:
         self.trims: dict[int, tuple[int, Callable[[int | m.Failure], None]]] = {}
         self.next_trim = 1
         self.standby_slot = 0
+        self.standby = (0, 0)  # pid, start ticks
         self.standby_pidfd = -1
         self.standby_asked_ns = 0
         self.owner_pidfd = -1
@@ -144,9 +145,11 @@ class Coordinator:
         self.made_memory = False  # and so may remove it if the start fails
 
     def run(self) -> int:
-        os.makedirs(self.run_dir, mode=0o700, exist_ok=True)
         self.spare.connect()
         if not self._wait_for_lock():
+            return 0
+        if self.memory is not None and not self.from_up and self._memory_is_gone():
+            log("the cluster was discarded; ending")  # beginning from disk would bring back what somebody has given up
             return 0
         self._activate()
         self._loop()
@@ -193,6 +196,12 @@ class Coordinator:
                 return False
             self._attach_as_standby()
             if self.memory is not None:
+                if not self._list_as_standby():
+                    poller.close()
+                    if active_pidfd >= 0:
+                        os.close(active_pidfd)
+                    self.report_start(None, already=True)
+                    raise SystemExit(EXIT_SURPLUS)
                 now = monotonic_ns()
                 self.memory.beat(self.slot, now)
                 found = self._active_process()
@@ -241,14 +250,27 @@ class Coordinator:
         if memory is None:
             return  # still being made
         self.memory = memory
-        self._choose_slot()
-        self.memory.write_process(self.slot, lib.SL_ROLE_STANDBY, 0, os.getpid(), proc.start_ticks(os.getpid()), lib.SL_PROCESS_UP, 0)
 
-    def _choose_slot(self) -> None:
-        """0: forked by the spare as a last resort, which knows no slots. `up` says 1, and somebody may live there whom it did not see."""
+    def _list_as_standby(self) -> bool:
+        """Each time round: another one may have taken the same entry at the same moment, and whoever stands in none is dead to clients. False: there
+        are enough of us."""
+        me = os.getpid()
+        if self.slot and self.control.processes[self.slot].pid == me:
+            return True
+        if not self._choose_slot():
+            log("three coordinators live already; this one is not needed")
+            return False
+        self.memory.write_process(self.slot, lib.SL_ROLE_STANDBY, 0, me, proc.start_ticks(me), lib.SL_PROCESS_UP, 0)
+        self.memory.clear_others(self.slot, me)
+        return True
+
+    def _choose_slot(self) -> bool:
+        """Never an entry in which another one lives: it was forked for the same one by another coordinator, or `up` (which says 1) did not see it.
+        A last resort of the spare has none (0). False: three live."""
         entry = self.control.processes[self.slot]
         if self.slot == 0 or (entry.pid != os.getpid() and proc.alive(entry.pid, entry.start_ticks)):
             self.slot = self.memory.free_slot()
+        return self.slot != 0
 
     def _active_process(self) -> tuple[int, int]:
         for slot in COORDINATOR_SLOTS:
@@ -431,13 +453,15 @@ class Coordinator:
     # --- the process table ---
 
     def _use_process_slot(self) -> None:
-        self._choose_slot()
         me = os.getpid()
+        if not self._choose_slot():
+            self.slot = COORDINATOR_SLOTS[-1]  # of a standby, which finds another entry or ends
         for slot in COORDINATOR_SLOTS:  # one that died as the active one must not be taken for it
             process = self.control.processes[slot]
             if slot != self.slot and process.role == lib.SL_ROLE_COORDINATOR:
                 lib.sl_put32(ffi.addressof(process, "role"), lib.SL_ROLE_STANDBY)
         self.memory.write_process(self.slot, lib.SL_ROLE_COORDINATOR, 0, me, proc.start_ticks(me), lib.SL_PROCESS_UP, 0)
+        self.memory.clear_others(self.slot, me)  # else it would take itself for its standby
 
     # === decisions =====================================================================================================
 
@@ -512,6 +536,7 @@ class Coordinator:
             self._start_brokers()
 
     def _tick(self) -> None:
+        self._end_if_discarded()
         now = monotonic_ns()
         if now - self.last_tick_ns > 4 * TICK_NS:
             # We were stopped ourselves, or everything was: whoever looks stale now may only not have had its turn yet.
@@ -539,13 +564,32 @@ class Coordinator:
         if self.standby_pidfd < 0 and not self.stopping and self.standby_asked_ns and now - self.standby_asked_ns > STANDBY_RETRY_NS:
             self._ask_for_standby()
 
+    def _end_if_discarded(self) -> None:
+        """Somebody gave the cluster up and did not see us: its lock or its memory is gone, or another life of it is there. Nothing of that one is
+        touched, and what we began ends."""
+        if not self._memory_is_gone() and self._lock_is_current(os.path.join(self.run_dir, shm.LOCK_NAME)):
+            return
+        log("the cluster was discarded; ending")
+        for broker in self.brokers.values():
+            if broker.running:
+                proc.kill(broker.pidfd)
+        if self.spare.pidfd >= 0:
+            proc.kill(self.spare.pidfd)
+        raise SystemExit(0)
+
+    def _memory_is_gone(self) -> bool:
+        """Whether what this one is attached to has lost its name."""
+        code, control = shm.read_control(self.prefix)
+        ours = bytes(ffi.buffer(self.control.header.cluster_id))
+        return bool(code == lib.SL_E_NOENT or (code == lib.SL_OK and bytes(ffi.buffer(control.header.cluster_id)) != ours))
+
     def _kill_stopped(self, now: int) -> None:
         for broker in self.brokers.values():
             if broker.running:
                 self._kill_if_stopped(broker.pidfd, broker.pid, broker.start_ticks, metadata.FIRST_BROKER_PROCESS + broker.id, now)
         if self.standby_pidfd >= 0:
-            process = self.control.processes[self.standby_slot]
-            self._kill_if_stopped(self.standby_pidfd, process.pid, process.start_ticks, self.standby_slot, now)
+            self.standby_slot = self.memory.slot_of(*self.standby) or self.standby_slot  # it may have found its entry taken
+            self._kill_if_stopped(self.standby_pidfd, *self.standby, self.standby_slot, now)
 
     def _kill_if_stopped(self, pidfd: int, pid: int, start_ticks: int, slot: int, now: int) -> None:
         """The heartbeat only makes us look. What /proc says now decides; the pidfd names exactly that process."""
@@ -827,10 +871,10 @@ class Coordinator:
         self.standby_asked_ns = monotonic_ns()
         for slot in COORDINATOR_SLOTS:
             process = self.control.processes[slot]
-            if slot != self.slot and process.pid:
+            if process.pid not in (0, os.getpid()):
                 pidfd = proc.watch(process.pid, process.start_ticks)
                 if pidfd is not None:
-                    self._watch_standby(slot, pidfd)
+                    self._watch_standby(slot, (process.pid, process.start_ticks), pidfd)
                     return
         slot = next(s for s in COORDINATOR_SLOTS if s != self.slot)
         try:
@@ -839,18 +883,24 @@ class Coordinator:
             log(f"no standby: {exc}")
             self.standby_asked_ns = monotonic_ns() + NS  # trying holds up the loop; _tick() asks again
             return
-        self.memory.write_process(slot, lib.SL_ROLE_STANDBY, 0, pid, ticks, lib.SL_PROCESS_UP, 0)
-        self._watch_standby(slot, pidfd)
+        listed = self.memory.slot_of(pid, ticks)
+        if listed == 0 and not self.memory.lives(slot):  # else it lists itself, elsewhere: a last resort was as quick to take this entry
+            self.memory.write_process(slot, lib.SL_ROLE_STANDBY, 0, pid, ticks, lib.SL_PROCESS_UP, 0)
+        self._watch_standby(listed or slot, (pid, ticks), pidfd)
 
-    def _watch_standby(self, slot: int, pidfd: int) -> None:
-        self.standby_slot, self.standby_pidfd = slot, pidfd
+    def _watch_standby(self, slot: int, standby: tuple[int, int], pidfd: int) -> None:
+        if self.standby_pidfd >= 0:
+            self.selector.unregister(self.standby_pidfd)
+            os.close(self.standby_pidfd)
+        self.standby_slot, self.standby, self.standby_pidfd = slot, standby, pidfd
         self.selector.register(pidfd, selectors.EVENT_READ, self._standby_died)
 
     def _standby_died(self) -> None:
         self.selector.unregister(self.standby_pidfd)
         os.close(self.standby_pidfd)
         self.standby_pidfd = -1
-        self.memory.process_state(self.standby_slot, lib.SL_PROCESS_DEAD)
+        if not self.memory.lives(self.standby_slot):  # it may have moved, and another one have come there
+            self.memory.process_state(self.standby_slot, lib.SL_PROCESS_DEAD)
         log("the standby died")
         # One that dies at once must not be forked again without a pause: then _tick() asks.
         if not self.stopping and monotonic_ns() - self.standby_asked_ns > STANDBY_RETRY_NS:

@@ -44,13 +44,25 @@ class SpareLink:
     def adopt(self, memory: Memory, selector: selectors.BaseSelector, state_dir: str) -> None:
         """From here on this coordinator keeps the spare alive."""
         self.memory, self.selector, self.state_dir = memory, selector, state_dir
+        if self.sock is not None and not proc.alive(*self._peer(self.sock)):
+            self.drop()  # it died with the predecessor
         if self.sock is None:
             self.connect()
-        if self.sock is None:
-            self.exec()
+        if self.sock is not None:
+            if self.pidfd < 0:
+                self.watch(self._peer(self.sock)[0])
+            return
+        listed = memory.control.processes[SPARE_SLOT]
+        who = listed.pid, listed.start_ticks
+        if listed.role == lib.SL_ROLE_SPARE and proc.alive(*who) and not proc.stopped(*who):
+            self.watch(listed.pid)  # our predecessor's, which is importing still: two at once would end each other
         else:
-            pid, _, _ = struct.unpack("3i", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            self.watch(pid)
+            self.exec()
+
+    @staticmethod
+    def _peer(sock: socket.socket) -> tuple[int, int]:
+        pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return pid, proc.start_ticks(pid)
 
     def drop(self) -> None:
         """The connection is at its end."""
@@ -83,13 +95,27 @@ class SpareLink:
             sock.close()
             return
         self.sock = sock
+        if self.pidfd < 0:
+            return
+        # Two may come up at once, one of them exec'ed by a predecessor that died before it could list it. Listed and watched is the one that hears us:
+        # the other one ends by itself, and if it were the one that is listed, clients would take the cluster for dead.
+        pid, ticks = self._peer(sock)
+        listed = self.memory.control.processes[SPARE_SLOT]
+        if (pid, ticks) != (listed.pid, listed.start_ticks) and (pidfd := proc.watch(pid, ticks)) is not None:
+            self.selector.unregister(self.pidfd)
+            os.close(self.pidfd)
+            self._list(pid, ticks, pidfd)
 
     def watch(self, pid: int) -> None:
         ticks = proc.start_ticks(pid)
         pidfd = proc.watch(pid, ticks)
         if pidfd is None:
+            self.drop()
             self.exec()
             return
+        self._list(pid, ticks, pidfd)
+
+    def _list(self, pid: int, ticks: int, pidfd: int) -> None:
         self.pidfd = pidfd
         self.memory.write_process(SPARE_SLOT, lib.SL_ROLE_SPARE, 0, pid, ticks, lib.SL_PROCESS_UP, 0)
         self.selector.register(pidfd, selectors.EVENT_READ, self._died)

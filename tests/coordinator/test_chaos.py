@@ -62,6 +62,12 @@ def check_blocks(view: m.ClusterView) -> None:
     assert len(blocks) == len(set(blocks))
 
 
+def living(cluster: Cluster) -> dict[int, int] | None:
+    """The three that heal, by role, in one look at the table: three processes, or None."""
+    found = {p.role: p.pid for p in cluster.control.processes if p.role in CONTROL and proc.alive(p.pid, p.start_ticks)}
+    return found if len(set(found.values())) == 3 else None
+
+
 def chaos(cluster: Cluster, seed: int, rounds: int) -> None:
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -77,12 +83,13 @@ def chaos(cluster: Cluster, seed: int, rounds: int) -> None:
             until(lambda target=target: sum(w.operations for w in writers) >= target or any(w.error for w in writers), what)
             for writer in writers:
                 assert writer.error is None, (seed, turn, writer.error)
-            # One of the three that heal is left each time; with all of them dead only `up` helps.
-            until(lambda: all(cluster.pid(role) for role in CONTROL), f"all to be healed (turn {turn}, seed {seed})")
+            # One of the three that heal is left each time; with all of them dead only `up` helps. It may have been made just now (a spare that imports
+            # still, a standby that has not asked for the lock yet): from when it is listed it heals alone.
+            three = until(lambda: living(cluster), f"all to be healed (turn {turn}, seed {seed})")
             roles = set(rng.sample(ROLES, rng.choice((1, 1, 1, 2, 3))))
             if roles >= CONTROL:
                 roles.discard(rng.choice(sorted(CONTROL)))
-            victims = [cluster.pid(role, rng.randrange(2) if role == lib.SL_ROLE_BROKER else 0) for role in sorted(roles)]
+            victims = [three[role] if role in CONTROL else cluster.pid(role, rng.randrange(2)) for role in sorted(roles)]
             rng.shuffle(victims)
             # A stopped one is killed by whoever notices; a stopped spare only when it is needed.
             number = signal.SIGSTOP if rng.random() < 0.02 and lib.SL_ROLE_SPARE not in roles else signal.SIGKILL

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import selectors
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +22,8 @@ from shmlog import config, errors, lifecycle, proc, shm
 from shmlog import messages as m
 from shmlog._ffi import lib
 from shmlog.client.session import Session, attach
+from shmlog.coordinator.memory import open_memory
+from shmlog.coordinator.spare_link import SpareLink
 from tests.coordinator.conftest import Cluster, until
 
 COORDINATOR, STANDBY, SPARE, BROKER = lib.SL_ROLE_COORDINATOR, lib.SL_ROLE_STANDBY, lib.SL_ROLE_SPARE, lib.SL_ROLE_BROKER
@@ -143,6 +149,47 @@ def test_without_data_directories_nothing_is_written_and_memory_survives_a_kill(
     assert cluster.start(data_dirs=None)
     assert session.topic("t").topic_id == before.topic_id  # type: ignore[union-attr]
     assert not cluster.data.exists()
+
+
+def shmlog_processes(cluster: Cluster) -> list[int]:
+    """Whoever has the cluster's name in its command line: spares and all that they forked, listed or not."""
+    found = []
+    for entry in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            if f'"{cluster.name}"'.encode() in Path(f"/proc/{entry}/cmdline").read_bytes():
+                found.append(int(entry))
+    return found
+
+
+@pytest.mark.parametrize("unseen", [(COORDINATOR,), (STANDBY,), (SPARE,), (COORDINATOR, SPARE), (STANDBY, SPARE), (COORDINATOR, STANDBY, SPARE)])
+def test_discard_ends_those_too_that_no_entry_names(cluster: Cluster, unseen: tuple[int, ...]) -> None:
+    cluster.start()
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    control = cluster.session().control
+    for process in control.processes:
+        if process.role in unseen:
+            process.pid = 0
+    lifecycle.discard(cluster.name)
+    until(lambda: not shmlog_processes(cluster), "nobody to be left")
+    assert not os.path.exists(config.run_dir(cluster.name))
+    assert not shm.names(cluster.prefix)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_cluster_whose_memory_and_directory_are_gone_ends_itself(cluster: Cluster, again: bool) -> None:
+    cluster.start()
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    olds = shmlog_processes(cluster)
+    assert len(olds) >= 4
+    session = cluster.session()
+    shutil.rmtree(config.run_dir(cluster.name))  # the lock first: without memory but with a lock a standby may begin anew
+    shm.remove_cluster(cluster.prefix)
+    session.close()
+    if again:
+        cluster.start(data_dirs=[])
+    until(lambda: not set(olds) & set(shmlog_processes(cluster)), "the old ones to end")
+    assert lifecycle.is_up(cluster.name) == again
+    assert bool(shm.names(cluster.prefix)) == again
 
 
 # --- kill -9 -----------------------------------------------------------------------------------------------------------
@@ -272,6 +319,109 @@ def test_memory_of_another_layout_is_refused_by_all_and_not_touched(cluster: Clu
     finally:
         set_layout(lib.SL_LAYOUT_VERSION)
     assert lifecycle.is_up(cluster.name)
+
+
+@pytest.mark.parametrize("slot", [1, 2, 3])
+def test_a_coordinator_does_not_take_itself_for_its_standby(cluster: Cluster, slot: int) -> None:
+    """Its maker may have listed it in a second entry: where it was to be, after it had moved."""
+    cluster.start()
+    standby = until(lambda: cluster.pid(STANDBY), "a standby")
+    active = cluster.pid(COORDINATOR)
+    entry = cluster.session().control.processes[slot]
+    cluster.kill(active)
+    entry.role, entry.start_ticks, entry.pid = STANDBY, proc.start_ticks(standby), standby
+    until(lambda: cluster.pid(COORDINATOR) == standby, "the standby to be active")
+    until(lambda: cluster.pid(STANDBY) not in (0, standby), "a standby that is another process")
+    assert [p.pid for p in cluster.control.processes].count(standby) == 1
+
+
+def fork_coordinator(cluster: Cluster, slot: int) -> int:
+    """As an active coordinator asks for a standby: a child of the spare."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.connect(os.path.join(config.run_dir(cluster.name), "spare.sock"))
+        sock.send(m.encode(m.Fork("coordinator", 0, slot)))
+        data, fds, _, _ = socket.recv_fds(sock, 65536, 1)
+        os.close(fds[0])
+        return int(m.decode(data).pid)
+
+
+def test_a_standby_whose_entry_was_taken_lists_itself_in_another(cluster: Cluster) -> None:
+    """One that no entry names is dead to clients, though it would heal the cluster."""
+    cluster.start()
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    more = fork_coordinator(cluster, 2)
+    until(lambda: more in cluster.pids(), "one more")
+    slot = next(i for i, p in enumerate(cluster.control.processes) if p.pid == more)
+    cluster.session().control.processes[slot].pid = 0
+    until(lambda: more in cluster.pids(), "it to be there again")
+
+
+def test_a_coordinator_too_many_ends_and_does_not_keep_the_spare_from_healing(cluster: Cluster) -> None:
+    cluster.start()
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    cluster.kill(old := cluster.pid(SPARE))
+    cluster.another(SPARE, old)  # which forked none of those that live
+    path = os.path.join(config.run_dir(cluster.name), "spare.sock")
+
+    def listens() -> bool:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.connect(path)
+            return True
+        return False
+
+    until(listens, "the new spare")
+    pid = os.fork()
+    if pid == 0:
+        from shmlog.coordinator import server
+
+        try:
+            server.main(m.StartOptions(cluster.name, state_dir=str(cluster.data)), 3, -1)
+        finally:
+            os._exit(0)
+    try:
+        until(lambda: pid in cluster.pids(), "a third one")
+        surplus = fork_coordinator(cluster, 2)
+        until(lambda: not os.path.exists(f"/proc/{surplus}"), "the fourth one to end")
+        olds = [p.pid for p in cluster.control.processes if p.role in (COORDINATOR, STANDBY)]
+        cluster.kill(*olds)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    until(lambda: cluster.pid(COORDINATOR) not in (0, *olds), "the spare to fork another")
+
+
+def test_of_two_spares_the_one_that_hears_is_listed(cluster: Cluster, tmp_path: Path) -> None:
+    """One was exec'ed by a coordinator that died before it could list it, and comes up first: the other one is not connected to anybody."""
+    cluster.start()
+    _, memory = open_memory(cluster.prefix)
+    assert memory
+    link = SpareLink(m.StartOptions(cluster.name), str(tmp_path))
+    link.memory, link.selector = memory, selectors.DefaultSelector()
+    code = "import socket, sys\ns = socket.socket(1, 5)\ns.bind(sys.argv[1])\ns.listen()\nprint(flush=True)\nsys.stdin.read()"
+    command = [sys.executable, "-c", code]
+    with (
+        subprocess.Popen([*command, str(tmp_path / "other")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other,
+        subprocess.Popen([*command, str(tmp_path / "spare.sock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as hears,
+    ):
+        assert hears.stdout
+        hears.stdout.readline()
+        link.watch(other.pid)
+        assert cluster.pid(SPARE) == other.pid
+        link.connect()
+        assert cluster.pid(SPARE) == hears.pid
+        assert list(link.selector.get_map()) == [link.pidfd]
+        other.kill()
+        assert not link.selector.select(0.1)  # its end is nobody's business
+        # A successor that finds it listed but not listening yet waits for it.
+        (tmp_path / "spare.sock").unlink()
+        successor = SpareLink(m.StartOptions(cluster.name), str(tmp_path))
+        successor.adopt(memory, selectors.DefaultSelector(), str(tmp_path))
+        assert cluster.pid(SPARE) == hears.pid
+        hears.kill()
+    for used in (link, successor):
+        used.drop()
+        os.close(used.pidfd)
+    memory.close()
 
 
 # --- stopped processes -------------------------------------------------------------------------------------------------
