@@ -9,7 +9,9 @@
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -61,7 +63,10 @@ static inline void put(end *e, const void *data) {
     if (!e->shmlog) { while (!ring_put(&rings[e->tx], data, bytes)) sl_pause(); return; }
     sl_record r = {.value = data, .value_bytes = bytes, .producer_id = -1, .sequence = -1, .timestamp_ns = 1};
     sl_append_result result;
-    int rc = sl_append(e->appender, &r, -1, sl_monotonic_ns() + INT64_C(10000000000), &result);
+    int64_t deadline_ns = sl_monotonic_ns() + INT64_C(10000000000);
+    int rc;
+    do rc = sl_append(e->appender, &r, -1, deadline_ns, &result); /* a topic made a moment ago may have no leader yet */
+    while (sl_unlikely(rc == SL_E_FENCED) && sl_monotonic_ns() < deadline_ns);
     if (rc < 0) FAIL("append: %s", sl_strerror(rc));
 }
 
@@ -111,6 +116,7 @@ int main(int argc, char **argv) {
     uint64_t warm = count / 10 + 1, sum = 0;
     static end e;
     pid_t child = fork();
+    if (child == 0) prctl(PR_SET_PDEATHSIG, SIGKILL);
     pin(child == 0 ? 1 : 0);
     open_end(&e, shmlog, child == 0 ? 1 : 0);
     sl_fetch_add_sc(ready, 1);
