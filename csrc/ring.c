@@ -496,7 +496,9 @@ int64_t sl_ring_care(sl_broker *b, sl_bp *p, int64_t now) {
             }
             if (f.ready > 0 && !need_large) { p->ring_retry_ns = now + SL_TICK_NS * 4; break; }
             if ((sl_load_relaxed(&p->words->flags) & SL_PF_FULL_DROP) && p->dir && drop_oldest(b, p)) continue;
-            ring_state(b, p, waiting ? SL_STORAGE_BEHIND : SL_STORAGE_SHM_FULL, p->ring_needed, p->ring_free);
+            /* What was said of a frame that is too large stands for a while: its producer, who seals small segments meanwhile, is to hear that and not that
+             * the disk is behind. */
+            if (now - p->refused_ns > REFUSED_NS) ring_state(b, p, waiting ? SL_STORAGE_BEHIND : SL_STORAGE_SHM_FULL, p->ring_needed, p->ring_free);
             p->ring_retry_ns = now + SL_TICK_NS;
             break;
         }
