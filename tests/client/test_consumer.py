@@ -731,9 +731,10 @@ def test_a_topic_in_memory_only_drops_what_nobody_is_tethered_to(here: Any) -> N
         p.send("t", b"%d" % i + bytes(1000))
     found = drain(c)
     offsets = [r.offset for r in found]
-    assert offsets == list(range(offsets[0], 3000))
+    # The broker may drop more while we read: then there is a gap, and it is counted, never silent.
+    assert offsets == sorted(set(offsets)) and offsets[-1] == 2999
     assert 0 < offsets[0] < 3000
-    assert c.metrics()["skipped_records_total"] == offsets[0]
+    assert c.metrics()["skipped_records_total"] == 3000 - len(offsets)
     assert c.beginning_offsets([T0])[T0] >= offsets[0]  # the broker may have made room for more meanwhile
 
 
