@@ -261,14 +261,6 @@ int sl_append(sl_appender *a, const sl_record *record, int64_t expected_offset, 
     }
 }
 
-int64_t sl_append_many(sl_appender *a, const sl_record *records, size_t n, int64_t deadline_ns, sl_append_result *results) {
-    for (size_t i = 0; i < n; i++) {
-        int rc = sl_append(a, &records[i], -1, deadline_ns, &results[i]);
-        if (rc < 0) return i ? (int64_t)i : rc;
-    }
-    return (int64_t)n;
-}
-
 /* ---- loans: the caller writes the value into the log's own memory -------------------------------------------------------------------
  * A loan outlives the call, so a view pin of the row holds its segment (taken before the hazard word is cleared; scan order hazard, then pins). If the
  * segment has moved on by the time of publishing, the bytes are copied into the current one, under the loan's pin *and* a hazard word on the new segment

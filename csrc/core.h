@@ -107,8 +107,6 @@ void sl_appender_close(sl_appender *appender);
 /* Appends one frame. expected_offset -1: anywhere; else SL_E_CONFLICT (result->offset = the end that was found) unless it is the log's end.
  * Waits for room until `deadline_ns`. Returns 0. No system call, one locked instruction besides the hazard word's store when there is room. */
 int sl_append(sl_appender *appender, const sl_record *record, int64_t expected_offset, int64_t deadline_ns, sl_append_result *result);
-/* Appends `n` single records in as few calls as one, each its own frame, until the first failure. Returns how many, results[] filled. */
-int64_t sl_append_many(sl_appender *appender, const sl_record *records, size_t n, int64_t deadline_ns, sl_append_result *results);
 
 typedef struct sl_loan {
     uint8_t *value;             /* value_bytes writable bytes in the log's own memory, 64-byte aligned */
@@ -194,7 +192,6 @@ void sl_reader_done(sl_reader *reader);    /* clears the poll pin: call before s
 /* Keeps what the last poll returned: hands the pin to a view pin (or keeps the file buffer). Returns a lease id >= 0, or SL_E_NO_SLOT (copy instead). */
 int64_t sl_reader_lease(sl_reader *reader);
 void sl_lease_release(sl_cluster *cluster, uint32_t row, int64_t lease);   /* any thread; after the reader's close too */
-int sl_reader_in_memory(sl_reader *reader);    /* 1: the last poll came from memory, 0: from a file */
 /* Offset of the first record with timestamp >= timestamp_ns, -1 none. *found_ns its timestamp. */
 int64_t sl_reader_offset_for_time(sl_reader *reader, int64_t timestamp_ns, int64_t *found_ns);
 int sl_reader_tether(sl_reader *reader, int on);   /* memory-only topics: hold segments from the current position on */

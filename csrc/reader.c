@@ -142,7 +142,6 @@ int sl_reader_seek(sl_reader *r, uint64_t offset) {
     return SL_OK;
 }
 uint64_t sl_reader_position(sl_reader *r) { return r->position; }
-int sl_reader_in_memory(sl_reader *r) { return r->from_memory; }
 void sl_reader_done(sl_reader *r) { if (r->cluster && sl_cluster_check(r->cluster) == SL_OK) unpin(r); }
 
 /* ---- memory ---- */
