@@ -138,6 +138,7 @@ typedef struct sl_table {
 #define SL_PF_APPENDED 16           /* shmlog.visibility=appended */
 #define SL_PF_LOG_APPEND_TIME 32    /* message.timestamp.type=LogAppendTime */
 #define SL_PF_REPLICATED 64         /* replication factor > 1: readers stop at `high_watermark` */
+#define SL_PF_BELOW_MIN_ISR 256     /* fewer replicas in sync than min.insync.replicas: acks=all cannot be given now */
 #define SL_PF_SYNC_RECYCLE 128      /* a segment is recycled only when durable (flush.messages=1 or an acks=disk user) */
 
 /* sl_partition.storage_state: why producers find no room */
