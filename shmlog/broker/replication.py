@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -110,6 +110,24 @@ class Role(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.topic}-{self.number}"
+
+
+def parting(files: Sequence[tuple[int, int]], end_offset: int, follower_end: int, last_epoch: int) -> tuple[int, int, bool] | None:
+    """Where a follower's log (its end, and the leader epoch of its last file) parts from the leader's, given the leader's files as (base offset, leader
+    epoch) in log order, and their end: (epoch, end offset, begin) as in Cut, None where they agree. A follower that does as it is told and asks again
+    ends with a prefix of the leader's log after at most as many rounds as there are epochs.
+
+    Two logs that hold an offset under the same leader epoch hold the same record there, because an epoch has one leader.
+    """
+    files = [file for file in files if file[0] < end_offset]
+    first = files[0][0] if files else end_offset
+    if follower_end < first:
+        return 0, first, True
+    epoch = max((e for _, e in files if e <= last_epoch), default=0)
+    end = next((base for base, e in files if e > epoch), end_offset)
+    if follower_end > end or (epoch != last_epoch and follower_end > first):
+        return epoch, min(end, follower_end), False
+    return None
 
 
 class Sender:
@@ -452,17 +470,9 @@ class Replication(threading.Thread):
 
     def _cut_for(self, leading: Leading, message: Follow) -> Cut | None:
         """Where the follower's log and this one part. None: they agree up to the follower's end."""
-        entries = [e for e in recovery.list_files(leading.role.directory) if e.base_offset < leading.end_offset]
-        first = entries[0].base_offset if entries else leading.end_offset
-        if message.end_offset < first:
-            return Cut(message.block, message.leader_epoch, 0, first, True)
-        known = [e for e in entries if e.leader_epoch <= message.last_epoch]
-        epoch = known[-1].leader_epoch if known else 0
-        later = [e.base_offset for e in entries if e.leader_epoch > epoch]
-        end = later[0] if later else leading.end_offset
-        if message.end_offset > end or (epoch != message.last_epoch and message.end_offset > first):
-            return Cut(message.block, message.leader_epoch, epoch, min(end, message.end_offset), False)
-        return None
+        epochs = [(e.base_offset, e.leader_epoch) for e in recovery.list_files(leading.role.directory)]
+        found = parting(epochs, leading.end_offset, message.end_offset, message.last_epoch)
+        return None if found is None else Cut(message.block, message.leader_epoch, *found)
 
     def _acked(self, identity: bytes, follower: int, ack: Acked, out: dict[bytes, tuple[list[Run], list[bytes]]]) -> None:
         leading = self.leading.get(ack.block)

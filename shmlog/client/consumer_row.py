@@ -27,7 +27,7 @@ from shmlog.types import TopicPartition
 class Assigned:
     """A partition that is being read."""
 
-    __slots__ = ("tp", "topic_id", "block", "spills", "timestamp_type", "reader", "reader_at", "position", "start", "paused")
+    __slots__ = ("tp", "topic_id", "block", "spills", "timestamp_type", "reader", "reader_at", "position", "start", "paused", "directory")
 
     def __init__(self, tp: TopicPartition, topic_id: bytes, block: int, spills: bool, timestamp_type: int, reader: Any, start: str) -> None:
         self.tp = tp
@@ -40,6 +40,7 @@ class Assigned:
         self.position = -1  # of the next record to hand out; -1: not known yet, `start` says how to find it
         self.start = start  # earliest, latest or none
         self.paused = False
+        self.directory: str | None = None  # where the leader has the files
 
 
 class ConsumerRow:
