@@ -534,6 +534,7 @@ static void adopt_one(sl_broker *b, sl_bp *p, uint32_t id, int64_t now) {
     if (ring_find(p, id) >= 0) return;
     sl_buffer item = {.id = id, .adopted = 1, .since_ns = now};
     int rc = sl_map_get(b->cluster, id, 1, &item.map);
+    if (rc == SL_E_NOENT) return; /* it was there when this broker started; whoever led the partition since has let it go */
     if (rc < 0) {
         sl_broker_say(b, SL_EVENT_DAMAGED, p->block, rc, sl_last_errno(), 0, 0, "buffer %u cannot be adopted: %s", id, sl_strerror(rc));
         return;

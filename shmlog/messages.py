@@ -271,7 +271,7 @@ class IsrChange(msgspec.Struct, frozen=True):
     block: int
     topic_id: bytes
     leader_epoch: int
-    isr: tuple[int, ...]
+    isr: tuple[int, ...]  # (): a follower says that it has lost what it had
 
 
 class AlterIsr(_Message, frozen=True):

@@ -7,8 +7,9 @@ while they are still in memory: what a follower gets is the one copy that was va
 served alike.
 
 Follower: Follow(end, epoch of its last file) -> leader: Cut (where the logs part, by leader epochs: KIP-101, KIP-279; again, until they agree) or
-Frames, as many as a window of unacknowledged bytes allows -> Ack, Ack, ... Whatever does not fit is answered by a new Follow; messages may be lost,
-doubled, or come from an earlier epoch: the epoch and the offset in each decide.
+Frames, as many as a window of unacknowledged bytes allows -> Ack, Ack, ... Whatever does not fit is answered by a new Follow, which begins a new
+session. Messages may be lost, doubled or late: each carries its session (a number of the follower's, never given twice), and of another than the
+present one nothing is done. A late Cut would take away what was acknowledged since.
 
 Threads: `Replication.run` owns the sockets and all that stands in `leading` and `following`; the policy thread hands it functions to run (`_do`). A
 second thread syncs a follower's files, so that an fdatasync holds up no append; it holds `Following.lock` while it uses a handle."""
@@ -42,6 +43,7 @@ STOP_S = 5.0
 
 
 class Follow(msgspec.Struct, array_like=True, tag=True):
+    session: int
     block: int
     leader_epoch: int
     end_offset: int
@@ -50,6 +52,7 @@ class Follow(msgspec.Struct, array_like=True, tag=True):
 
 
 class Acked(msgspec.Struct, array_like=True):
+    session: int
     block: int
     leader_epoch: int
     end_offset: int
@@ -63,6 +66,7 @@ class Acks(msgspec.Struct, array_like=True, tag=True):
 class Run(msgspec.Struct, array_like=True):
     """One run; its bytes are a further part of the message. sync: somebody waits for acks=disk. No bytes: only that."""
 
+    session: int
     block: int
     leader_epoch: int
     sync: bool
@@ -76,16 +80,16 @@ class Frames(msgspec.Struct, array_like=True, tag=True):
 class Cut(msgspec.Struct, array_like=True, tag=True):
     """The leader's log under `epoch` (the last it knows that is not above the follower's) ends at `end_offset`. begin: it has nothing below."""
 
+    session: int
     block: int
-    leader_epoch: int
     epoch: int
     end_offset: int
     begin: bool
 
 
 class NotLeader(msgspec.Struct, array_like=True, tag=True):
+    session: int
     block: int
-    leader_epoch: int
 
 
 _decoder = msgspec.msgpack.Decoder(Follow | Acks | Frames | Cut | NotLeader)
@@ -133,8 +137,9 @@ def parting(files: Sequence[tuple[int, int]], end_offset: int, follower_end: int
 class Sender:
     """One follower of one partition led here."""
 
-    def __init__(self, identity: bytes, fetch: Any, offset: int) -> None:
+    def __init__(self, identity: bytes, session: int, fetch: Any, offset: int) -> None:
         self.identity = identity
+        self.session = session
         self.fetch = fetch  # sl_fetch
         self.next_offset = offset
         self.acked = offset
@@ -169,7 +174,9 @@ class Following:
         self.role = role
         self.lock = threading.Lock()
         self.replica: Any = None  # sl_replica; None: closed
+        self.session = 0
         self.streaming = False
+        self.leaving = False  # it has lost what it had acknowledged: first out of the in-sync replicas, then on
         self.end_offset = self.durable_offset = 0
         self.last_epoch = 0
         self.asked_ns = 0  # when Follow was sent
@@ -184,6 +191,13 @@ class Following:
                 lib.sl_replica_close(self.replica)
             self.replica = None
             self.streaming = False
+
+    def hand_over(self) -> int | None:
+        """Syncs the files; their end, or None: they have to be recovered."""
+        with self.lock:
+            if self.replica is None or lib.sl_replica_sync(self.replica) < 0:
+                return None
+            return int(lib.sl_replica_end(self.replica))
 
 
 class Replication(threading.Thread):
@@ -211,6 +225,8 @@ class Replication(threading.Thread):
         self.epochs: dict[int, int] = {}  # broker -> its epoch, by the view
         self.leading: dict[int, Leading] = {}
         self.following: dict[int, Following] = {}
+        self.early: dict[int, list[tuple[bytes, int, Follow]]] = {}  # who asked before the view had come here
+        self.sessions = monotonic_ns()  # the last one; they grow over the lives of this broker too
         self.commands: deque[Callable[[], None]] = deque()
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.ending = False
@@ -268,6 +284,10 @@ class Replication(threading.Thread):
             known.role = role
             known.asked, known.asked_ns = role.isr, 0
             self._count_followers(known)
+            out: dict[bytes, tuple[list[Run], list[bytes]]] = {}
+            for identity, follower, message in self.early.pop(role.block, ()):
+                self._followed(identity, follower, message, out)
+            self._send_frames(out)
 
         self._do(change)
 
@@ -276,6 +296,8 @@ class Replication(threading.Thread):
             known = self.following.get(role.block)
             if known is not None and (known.role.leader, known.role.leader_epoch) == (role.leader, role.leader_epoch):
                 known.role = role
+                if known.leaving and self.broker_id not in role.isr:
+                    self._cut_to_durable(known)
                 return
             if known is not None:
                 known.close()
@@ -284,17 +306,22 @@ class Replication(threading.Thread):
 
         self._do(change)
 
-    def leave(self, block: int) -> None:
-        """Neither leads nor follows it any more; its files are closed when this returns."""
+    def leave(self, block: int) -> int | None:
+        """Neither leads nor follows it any more; its files are closed when this returns. The end of a follower's files, if they are whole and
+        synced."""
+        end: list[int | None] = [None]
 
         def change() -> None:
             leading, following = self.leading.pop(block, None), self.following.pop(block, None)
+            self.early.pop(block, None)
             if leading is not None:
                 leading.close()
             if following is not None:
+                end[0] = following.hand_over()
                 following.close()
 
         self._do(change, wait=True)
+        return end[0]
 
     def followed(self) -> list[Role]:
         return [f.role for f in list(self.following.values())]
@@ -403,13 +430,13 @@ class Replication(threading.Thread):
             sender.next_offset = int(head.end_offset)
             sender.unacked.append((sender.next_offset, n))
             sender.unacked_bytes += n
-            runs.append(Run(role.block, role.leader_epoch, sync, n))
+            runs.append(Run(sender.session, role.block, role.leader_epoch, sync, n))
             parts.append(ffi.buffer(self.buffer, n)[:])
             sync = False
         if len(self.buffer) > 4 * RUN_BYTES and sender.next_offset >= leading.end_offset:
             self.buffer = ffi.new("uint8_t[]", RUN_BYTES + 4096)
         if sync:
-            runs.append(Run(role.block, role.leader_epoch, True, 0))
+            runs.append(Run(sender.session, role.block, role.leader_epoch, True, 0))
 
     def _send_frames(self, out: dict[bytes, tuple[list[Run], list[bytes]]]) -> None:
         for identity, (runs, parts) in out.items():
@@ -446,13 +473,19 @@ class Replication(threading.Thread):
 
     def _followed(self, identity: bytes, follower: int, message: Follow, out: dict[bytes, tuple[list[Run], list[bytes]]]) -> None:
         leading = self.leading.get(message.block)
-        if leading is None or leading.role.leader_epoch != message.leader_epoch or follower not in leading.role.replicas:
-            self._send(identity, NotLeader(message.block, message.leader_epoch))
+        if leading is None or leading.role.leader_epoch < message.leader_epoch:
+            early = [e for e in self.early.get(message.block, ()) if e[0] != identity]
+            self.early[message.block] = [*early, (identity, follower, message)]
+            return  # the view has not come here yet, or the partition is just being opened
+        if leading.role.leader_epoch > message.leader_epoch or follower not in leading.role.replicas:
+            self._send(identity, NotLeader(message.session, message.block))
             return
         role = leading.role
-        old = leading.senders.pop(follower, None)
+        old = leading.senders.get(follower)
         if old is not None:
-            lib.sl_fetch_close(old.fetch)
+            if old.session >= message.session and old.identity == identity:
+                return  # late, or sent twice
+            lib.sl_fetch_close(leading.senders.pop(follower).fetch)
         cut = self._cut_for(leading, message)
         if cut is not None:
             self._send(identity, cut)
@@ -460,24 +493,26 @@ class Replication(threading.Thread):
         fetch = ffi.new("sl_fetch **")
         if lib.sl_fetch_open(os.fsencode(role.directory), role.number, role.topic_id, fetch) < 0:
             return
-        sender = leading.senders[follower] = Sender(identity, fetch[0], message.end_offset)
+        sender = leading.senders[follower] = Sender(identity, message.session, fetch[0], message.end_offset)
         lib.sl_broker_acked(self.broker, role.block, role.leader_epoch, follower, message.end_offset, message.durable_offset)
         self._push(leading, sender, out)
         runs, _ = out.setdefault(identity, ([], []))
         if not any(run.block == role.block for run in runs):
-            runs.append(Run(role.block, role.leader_epoch, False, 0))  # it is accepted; nothing to send
+            runs.append(Run(sender.session, role.block, role.leader_epoch, False, 0))  # it is accepted; nothing to send
         self._consider_isr(leading, monotonic_ns())
 
     def _cut_for(self, leading: Leading, message: Follow) -> Cut | None:
         """Where the follower's log and this one part. None: they agree up to the follower's end."""
         epochs = [(e.base_offset, e.leader_epoch) for e in recovery.list_files(leading.role.directory)]
         found = parting(epochs, leading.end_offset, message.end_offset, message.last_epoch)
-        return None if found is None else Cut(message.block, message.leader_epoch, *found)
+        return None if found is None else Cut(message.session, message.block, *found)
 
     def _acked(self, identity: bytes, follower: int, ack: Acked, out: dict[bytes, tuple[list[Run], list[bytes]]]) -> None:
         leading = self.leading.get(ack.block)
         sender = leading.senders.get(follower) if leading else None
-        if leading is None or sender is None or leading.role.leader_epoch != ack.leader_epoch or sender.identity != identity:
+        if leading is None or sender is None or leading.role.leader_epoch != ack.leader_epoch:
+            return
+        if sender.identity != identity or sender.session != ack.session:
             return
         if lib.sl_broker_acked(self.broker, ack.block, ack.leader_epoch, follower, ack.end_offset, ack.durable_offset) < 0:
             return
@@ -542,6 +577,10 @@ class Replication(threading.Thread):
             return
         role = following.role
         following.streaming = False
+        if following.leaving:
+            self.ask(m.IsrChange(role.block, role.topic_id, role.leader_epoch, ()))
+            following.retry_ns = now + FAILED_RETRY_NS
+            return
         try:
             if following.replica is None:
                 self._open(following)
@@ -549,15 +588,17 @@ class Replication(threading.Thread):
             following.retry_ns = now + FAILED_RETRY_NS
             self._say(following, f"cannot be followed: {exc}")
             return
-        following.asked_ns = now
         following.retry_ns = now + FOLLOW_RETRY_NS
         socket = self._dealer(role.leader)
         if socket is None:
             return
+        following.asked_ns = now
+        self.sessions = following.session = max(self.sessions + 1, monotonic_ns())
+        message = Follow(
+            following.session, role.block, role.leader_epoch, following.end_offset, following.durable_offset, following.last_epoch
+        )
         try:
-            socket.send(
-                _encode(Follow(role.block, role.leader_epoch, following.end_offset, following.durable_offset, following.last_epoch)), zmq.NOBLOCK
-            )
+            socket.send(_encode(message), zmq.NOBLOCK)
         except zmq.Again:
             pass
 
@@ -597,27 +638,28 @@ class Replication(threading.Thread):
             elif isinstance(message, Cut):
                 self._cut(leader, message)
             elif isinstance(message, NotLeader):
-                following = self._of(leader, message.block, message.leader_epoch)
+                following = self._of(leader, message.block, message.session)
                 if following is not None:
                     following.streaming = False
+                    following.asked_ns = 0  # again, soon
 
-    def _of(self, leader: int, block: int, leader_epoch: int) -> Following | None:
+    def _of(self, leader: int, block: int, session: int) -> Following | None:
+        """Whom a message concerns; None: it is late."""
         following = self.following.get(block)
-        if following is None or following.role.leader != leader or following.role.leader_epoch != leader_epoch:
+        if following is None or following.role.leader != leader or following.session != session or following.replica is None:
             return None
         return following
 
     def _arrived(self, leader: int, run: Run, part: bytes) -> None:
-        following = self._of(leader, run.block, run.leader_epoch)
-        if following is None or following.replica is None:
+        following = self._of(leader, run.block, run.session)
+        if following is None:
             return
         if run.bytes:
-            code = lib.sl_replica_append(following.replica, ffi.from_buffer(part), len(part), run.leader_epoch, self.end_out)
+            code = lib.sl_replica_append(following.replica, ffi.from_buffer(part), len(part), following.role.leader_epoch, self.end_out)
             following.end_offset = int(self.end_out[0])
-            if code == lib.SL_E_RANGE and following.streaming:
-                code = 0  # sent twice, or before our last Follow was heard
-                self._follow(following)
-            elif code == lib.SL_E_RANGE:
+            if code == lib.SL_E_RANGE:  # a gap: something was lost on the way
+                following.streaming = False
+                following.asked_ns = 0
                 return
             if code < 0:
                 self._refused(following, code)
@@ -641,7 +683,7 @@ class Replication(threading.Thread):
     def _ack(self, following: Following) -> None:
         role = following.role
         self.acks.setdefault(role.leader, []).append(
-            Acked(role.block, role.leader_epoch, following.end_offset, min(following.durable_offset, following.end_offset))
+            Acked(following.session, role.block, role.leader_epoch, following.end_offset, min(following.durable_offset, following.end_offset))
         )
 
     def _send_acks(self) -> None:
@@ -655,8 +697,8 @@ class Replication(threading.Thread):
         self.acks.clear()
 
     def _cut(self, leader: int, message: Cut) -> None:
-        following = self._of(leader, message.block, message.leader_epoch)
-        if following is None:
+        following = self._of(leader, message.block, message.session)
+        if following is None or following.streaming:
             return
         role = following.role
         before = following.end_offset
@@ -709,8 +751,15 @@ class Replication(threading.Thread):
         if self.following.get(following.role.block) is not following:
             return
         self._say(following, "fdatasync failed; fetching again what was not synced")
-        durable = following.durable_offset
         following.close()
+        if self.broker_id in following.role.isr:
+            following.leaving = True  # it has acknowledged more than it may have: nobody may elect it for that
+        else:
+            self._cut_to_durable(following)
+
+    def _cut_to_durable(self, following: Following) -> None:
+        following.leaving = False
+        durable = following.durable_offset
         try:
             recovery.recover(following.role.directory, durable, following.role.topic_id)
         except (ShmlogError, OSError) as exc:
@@ -732,7 +781,7 @@ class Replication(threading.Thread):
                 self._push(leading, sender, out)  # what a file that was just being made could not give
         self._send_frames(out)
         for following in self.following.values():
-            if not following.streaming and (now - following.asked_ns > FOLLOW_RETRY_NS or following.replica is None):
+            if not following.streaming and (now - following.asked_ns > ANSWER_NS or following.replica is None):
                 self._follow(following)
             elif following.streaming and now - following.asked_ns > ANSWER_NS and self.epochs.get(following.role.leader):
                 following.asked_ns = now

@@ -116,6 +116,7 @@ class Broker:
         self.poll = select.poll()
         self.replication: Replication | None = None  # made for the first replicated partition: a cluster without any has no ZeroMQ
         self.roles: dict[int, Role] = {}  # of replicated partitions, as the replication thread was told last
+        self.handed_over: dict[int, tuple[bytes, int]] = {}  # block -> topic id and end of files that this broker followed with until now
         self.isr_changes: deque[m.IsrChange] = deque()  # from the replication thread, for the coordinator
         self.isr_wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -406,6 +407,7 @@ class Broker:
             if held is not None:  # fenced for a stop that did not come: opened anew
                 self._release(held)
             self._take_over(topic, number, p)
+        self.handed_over.clear()
         for role in roles.values():
             if role.leader not in (self.start.broker_id, m.NO_LEADER) and self.roles.get(role.block) != role:
                 assert self.replication is not None
@@ -450,8 +452,10 @@ class Broker:
         for block, known in list(self.roles.items()):
             role = roles.get(block)
             if role is None or (role.topic_id, role.leader, role.leader_epoch) != (known.topic_id, known.leader, known.leader_epoch):
-                self.replication.leave(block)
+                end = self.replication.leave(block)
                 del self.roles[block]
+                if end is not None:
+                    self.handed_over[block] = (known.topic_id, end)
 
     def _lead(self, role: Role, end_offset: int) -> None:
         assert self.replication is not None
@@ -526,7 +530,7 @@ class Broker:
         partition.words = words
         base = start = 0
         if partition.directory:
-            found = recovery.recover(partition.directory, partition.offset("spilled") if self._in_memory(words) else None, partition.topic_id)
+            found = self._recover(partition, words)
             base, start = found.end, found.log_start
             partition.files = self._facts_of(partition, found.files)
             partition.written_down = recovery.read_checkpoint(partition.directory)
@@ -543,6 +547,17 @@ class Broker:
         # What cannot be known any more is counted from now: a log must not vanish because its broker was away.
         known = [file.appended_ns for file in partition.files[-1:]] + ([int(words.last_append_ns)] if words.last_append_ns else [])
         partition.appended_ns = max(known, default=self._now_ns())
+
+    def _recover(self, partition: Partition, words: Any) -> recovery.Recovered:
+        """With memory intact what lies in the files beyond `spilled` is written again. Not of a replicated partition: that word is what all have, and
+        what this replica has acknowledged beyond it may be committed the next moment."""
+        topic_id, end = self.handed_over.pop(partition.block, (b"", 0))
+        if topic_id == partition.topic_id:
+            files = recovery.list_files(partition.directory)
+            checkpoint = recovery.read_checkpoint(partition.directory)
+            return recovery.Recovered(max(checkpoint, files[0].base_offset if files else end), end, 0, files)
+        keep = partition.replicated or not self._in_memory(words)
+        return recovery.recover(partition.directory, None if keep else partition.offset("spilled"), partition.topic_id)
 
     def _options(self, partition: Partition, base: int) -> Any:
         given = ffi.new("sl_broker_partition *")

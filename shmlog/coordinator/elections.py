@@ -60,13 +60,17 @@ def broker_down(view: ClusterView, dead: int, alive: Collection[int]) -> Cluster
 
 
 def alter_isr(view: ClusterView, broker: int, changes: Iterable[IsrChange], alive: Collection[int]) -> ClusterView:
-    """What a leader asks for its partitions. What is of an earlier leader epoch, or names somebody dead, is not done: the leader sees that in the
-    next view."""
+    """What a leader asks for its partitions; or a follower for itself (an empty isr): that it goes. What is of an earlier leader epoch, or names
+    somebody dead, is not done: the leader sees that in the next view."""
     wanted = {change.block: change for change in changes}
 
     def altered(topic: TopicView, p: PartitionView) -> PartitionView:
         change = wanted.get(p.block)
-        if change is None or topic.topic_id != change.topic_id or p.leader != broker or p.leader_epoch != change.leader_epoch:
+        if change is None or topic.topic_id != change.topic_id or p.leader_epoch != change.leader_epoch:
+            return p
+        if not change.isr and broker in p.isr and p.leader != broker:  # a follower that has lost what it had acknowledged
+            return msgspec.structs.replace(p, isr=tuple(r for r in p.isr if r != broker))
+        if p.leader != broker:
             return p
         isr = tuple(r for r in p.replicas if r in change.isr and (r == broker or r in alive))
         if broker not in isr or set(isr) == set(p.isr):

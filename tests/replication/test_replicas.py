@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import multiprocessing
 import os
@@ -191,8 +192,9 @@ def hold_back(cluster: Cluster, broker: int) -> int:
     def locked() -> bool:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            cluster.kill("broker", broker)
+        except BlockingIOError:  # the next one was as quick
+            with contextlib.suppress(errors.IllegalStateError):
+                cluster.kill("broker", broker)
             return False
         return True
 
