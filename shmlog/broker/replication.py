@@ -143,12 +143,15 @@ class Sender:
         self.fetch = fetch  # sl_fetch
         self.next_offset = offset
         self.acked = offset
+        self.durable = 0
+        self.wants_sync = False  # it could join the in-sync replicas, if only it had on disk what is durable
         self.unacked: deque[tuple[int, int]] = deque()  # (end offset, bytes) of what is under way
         self.unacked_bytes = 0
         self.caught_up_ns = monotonic_ns()
 
-    def ack(self, end_offset: int) -> None:
+    def ack(self, end_offset: int, durable_offset: int) -> None:
         self.acked = max(self.acked, end_offset)
+        self.durable = max(self.durable, durable_offset)
         while self.unacked and self.unacked[0][0] <= end_offset:
             self.unacked_bytes -= self.unacked.popleft()[1]
 
@@ -210,7 +213,7 @@ class Replication(threading.Thread):
         cluster_id: bytes,
         log: Callable[[str], None],
         ask: Callable[[m.IsrChange], None],
-        committed: Callable[[int], int],
+        offsets: Callable[[int], tuple[int, int]],
     ) -> None:
         super().__init__(name="shmlog-repl", daemon=True)
         self.broker = broker  # sl_broker
@@ -220,7 +223,7 @@ class Replication(threading.Thread):
         self.cluster_id = cluster_id
         self.log = log
         self.ask = ask  # hands a change of an ISR to the policy thread; any thread
-        self.committed = committed  # the word high_watermark of a block; any thread
+        self.offsets = offsets  # the words high_watermark and durable of a block; any thread
         self.lag_ns = config.ClusterConfig().replica_lag_time_max_ms * MS
         self.epochs: dict[int, int] = {}  # broker -> its epoch, by the view
         self.leading: dict[int, Leading] = {}
@@ -396,7 +399,7 @@ class Replication(threading.Thread):
             return  # fenced: the next view says who leads
         for follower, sender in leading.senders.items():
             if follower in counted:
-                lib.sl_broker_acked(self.broker, role.block, role.leader_epoch, follower, sender.acked, 0)
+                lib.sl_broker_acked(self.broker, role.block, role.leader_epoch, follower, sender.acked, sender.durable)
 
     def _advance(self) -> None:
         """Files have grown: on to the followers."""
@@ -494,6 +497,7 @@ class Replication(threading.Thread):
         if lib.sl_fetch_open(os.fsencode(role.directory), role.number, role.topic_id, fetch) < 0:
             return
         sender = leading.senders[follower] = Sender(identity, message.session, fetch[0], message.end_offset)
+        sender.durable = message.durable_offset
         lib.sl_broker_acked(self.broker, role.block, role.leader_epoch, follower, message.end_offset, message.durable_offset)
         self._push(leading, sender, out)
         runs, _ = out.setdefault(identity, ([], []))
@@ -516,7 +520,7 @@ class Replication(threading.Thread):
             return
         if lib.sl_broker_acked(self.broker, ack.block, ack.leader_epoch, follower, ack.end_offset, ack.durable_offset) < 0:
             return
-        sender.ack(ack.end_offset)
+        sender.ack(ack.end_offset, ack.durable_offset)
         if sender.acked >= leading.end_offset:
             sender.caught_up_ns = monotonic_ns()
         if follower not in leading.role.isr:
@@ -524,9 +528,10 @@ class Replication(threading.Thread):
         self._push(leading, sender, out)
 
     def _consider_isr(self, leading: Leading, now: int) -> None:
-        """Who has caught up comes in at once; who has not for replica.lag.time.max.ms goes."""
+        """Who has caught up comes in at once; who has not for replica.lag.time.max.ms goes. Caught up is with what is committed, and on its own disk
+        with what is durable: else the next leader might be one that a power cut leaves with less than acks=disk has promised."""
         role = leading.role
-        committed = self.committed(role.block)
+        committed, durable = self.offsets(role.block)
         isr = {self.broker_id}
         for follower in role.replicas:
             if follower == self.broker_id:
@@ -537,7 +542,9 @@ class Replication(threading.Thread):
                 if now - seen <= self.lag_ns:
                     isr.add(follower)
             elif sender is not None and sender.acked >= committed and sender.acked >= leading.end_before:
-                isr.add(follower)
+                if sender.durable >= durable:
+                    isr.add(follower)
+                sender.wants_sync = sender.durable < durable
         wanted = tuple(r for r in role.replicas if r in isr)
         if set(wanted) == set(role.isr) or (wanted == leading.asked and now - leading.asked_ns < ANSWER_NS):
             return
@@ -778,7 +785,8 @@ class Replication(threading.Thread):
             leading.end_before, leading.looked_ns = leading.end_offset, now
             self._consider_isr(leading, now)
             for sender in leading.senders.values():
-                self._push(leading, sender, out)  # what a file that was just being made could not give
+                self._push(leading, sender, out, sender.wants_sync)  # also what a file that was just being made could not give
+                sender.wants_sync = False
         self._send_frames(out)
         for following in self.following.values():
             if not following.streaming and (now - following.asked_ns > ANSWER_NS or following.replica is None):

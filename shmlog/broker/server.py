@@ -445,7 +445,7 @@ class Broker:
             sys.setswitchinterval(0.0005)  # two threads of Python now: neither may wait 5 ms for the other
             self.replication = Replication(
                 self.handle, self.start.cluster, self.start.broker_id, self.start.broker_epoch, bytes(ffi.buffer(self.control.header.cluster_id)), log,
-                self._isr_changed, self._committed,
+                self._isr_changed, self._committed_and_durable,
             )  # fmt: skip
             self.replication.start()
         self.replication.brokers({b.id: b.broker_epoch for b in view.brokers.values()}, config.cluster_config(view.config).replica_lag_time_max_ms)
@@ -462,10 +462,12 @@ class Broker:
         self.replication.lead(role, end_offset)
         self.roles[role.block] = role
 
-    def _committed(self, block: int) -> int:
+    def _committed_and_durable(self, block: int) -> tuple[int, int]:
         """Any thread."""
         words = lib.sl_cluster_partition(self.cluster, block)
-        return 0 if words == ffi.NULL else int(lib.sl_get64(ffi.addressof(words, "high_watermark"))) & OFFSET_MASK
+        if words == ffi.NULL:
+            return 0, 0
+        return tuple(int(lib.sl_get64(ffi.addressof(words, word))) & OFFSET_MASK for word in ("high_watermark", "durable"))  # type: ignore[return-value]
 
     def _isr_changed(self, change: m.IsrChange) -> None:
         """Called by the replication thread; the connection is this thread's."""

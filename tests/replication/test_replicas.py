@@ -136,15 +136,19 @@ def test_all_brokers_are_killed_and_nothing_is_lost(cluster: Cluster) -> None:
 
 
 def reboot(cluster: Cluster) -> None:
-    """All processes die at once and the memory is gone, as after a power cut; what is on disk is there."""
-    for role, number in [("coordinator", 0), ("standby", 0), ("spare", 0), ("broker", 0), ("broker", 1), ("broker", 2)]:
-        try:
-            cluster.kill(role, number)
-        except errors.IllegalStateError:
-            pass
-    until(lambda: not any(cluster.pid(r, n) for r in ("coordinator", "standby", "spare", "broker") for n in range(3)), "everybody to be dead")
+    """All processes die and the memory is gone, as after a power cut; what is on disk is there."""
+
+    def all_dead() -> bool:  # those that live start others meanwhile
+        living = [(role, n) for role in ("spare", "coordinator", "standby", "broker") for n in range(3) if cluster.pid(role, n)]
+        for role, n in living:
+            with contextlib.suppress(errors.IllegalStateError):
+                cluster.kill(role, n)
+        return not living
+
+    until(all_dead, "everybody to be dead")
     shm.remove_cluster(shm.prefix(cluster.name))
     shutil.rmtree(f"/dev/shm/{shm.prefix(cluster.name)[1:]}", ignore_errors=True)
+    cluster._stopped = True
 
 
 def test_after_a_reboot_the_longest_replica_leads_and_the_others_follow_it(tmp_path: Path) -> None:
@@ -157,14 +161,12 @@ def test_after_a_reboot_the_longest_replica_leads_and_the_others_follow_it(tmp_p
                 producer.send("t", b"%d" % n)
             producer.flush(DEADLINE_S)
         reboot(cluster)
-        cluster._stopped = True
     # One replica is short of what it had not synced; another has lost its files altogether.
     with Cluster(brokers=3, data_dir=str(data)) as again:
         partition = Partition(again, "t")
         partition.wait_isr(3)
         assert read_all("t", 500) == [b"%d" % n for n in range(500)]
         reboot(again)
-        again._stopped = True
     recovery_cut(partition, 0, 300)
     shutil.rmtree(partition.directory(2))
     with Cluster(brokers=3, data_dir=str(data)) as third:
