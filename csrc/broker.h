@@ -111,6 +111,7 @@ struct sl_broker {
     uint32_t n_partitions;
     uint32_t n_busy;         /* partitions written in the last second; counted once a pass */
     uint64_t idle_bytes;     /* memory of the others */
+    uint64_t others_bytes;   /* of other brokers' segments; with ours they keep to one budget */
     sl_buffers pool, limbo;
     uint64_t total_bytes;    /* of all lists */
     int64_t tidied_ns, swept_ns;

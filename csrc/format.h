@@ -78,7 +78,8 @@ typedef struct sl_process {
     uint64_t heartbeat_ns;      /* 128 monotonic; only finds the *stopped*, proves nothing */
     uint32_t bell;              /* 136 futex word: rung by who wants this process's C threads to look */
     uint32_t bell_sleeping;     /* 140 1 while a thread sleeps on `bell` (announced before its last look) */
-    uint8_t  pad1[112];         /* 144 */
+    uint64_t segment_bytes;     /* 144 of a broker: memory of its segments, so that all of them keep to one budget */
+    uint8_t  pad1[104];         /* 152 */
 } sl_process;
 
 #define SL_ROLE_NONE 0

@@ -88,7 +88,8 @@ static uint64_t shm_free(uint64_t *reserve) {
 static uint64_t budget(const sl_broker *b) {
     uint64_t own = b->options.memory_max_bytes, all = sl_load_relaxed(&b->control->memory_max_bytes);
     if (!own) own = UINT64_MAX;
-    return all && all < own ? all : own;
+    if (all && all < own) own = all;
+    return b->others_bytes < own ? own - b->others_bytes : 0;
 }
 
 /* Whether the topic names a size; one that names none has the whole budget there, or nothing. */
@@ -245,6 +246,13 @@ void sl_ring_count(sl_broker *b, int64_t now) {
     }
     b->n_busy = busy;
     b->idle_bytes = idle;
+    sl_store_relaxed(&b->process->segment_bytes, b->total_bytes);
+    uint64_t others = 0;
+    for (int i = 0; i < SL_MAX_PROCESSES; i++) { /* a dead one's memory is adopted, and counted, by whoever leads on */
+        const sl_process *p = &b->control->processes[i];
+        if (p != b->process && sl_load_relaxed(&p->role) == SL_ROLE_BROKER && sl_load_relaxed(&p->state) == SL_PROCESS_UP) others += sl_load_relaxed(&p->segment_bytes);
+    }
+    b->others_bytes = others;
 }
 
 /* ---- getting a buffer to publish ---- */

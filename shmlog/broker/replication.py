@@ -23,9 +23,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-import zmq
 
-from shmlog import config
+from shmlog import config, transport
 from shmlog import messages as m
 from shmlog._ffi import ffi, lib
 from shmlog.broker import recovery
@@ -228,6 +227,7 @@ class Replication(threading.Thread):
         self.epochs: dict[int, int] = {}  # broker -> its epoch, by the view
         self.leading: dict[int, Leading] = {}
         self.following: dict[int, Following] = {}
+        self.ends: dict[int, tuple[int, int]] = {}  # block -> leader epoch and end, told before lead() was
         self.early: dict[int, list[tuple[bytes, int, Follow]]] = {}  # who asked before the view had come here
         self.sessions = monotonic_ns()  # the last one; they grow over the lives of this broker too
         self.commands: deque[Callable[[], None]] = deque()
@@ -241,20 +241,9 @@ class Replication(threading.Thread):
         self.buffer = ffi.new("uint8_t[]", RUN_BYTES + 4096)
         self.to_sync = threading.Condition()
         self.syncer = threading.Thread(target=self._sync_files, name="shmlog-rsync", daemon=True)
-        self.context = zmq.Context()
-        self.router = self.context.socket(zmq.ROUTER)
-        self.router.setsockopt(zmq.LINGER, 0)
-        self.router.setsockopt(zmq.SNDHWM, 0)  # the windows bound what is under way
-        self.router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._remove_old_sockets()
-        self.router.bind(endpoint(cluster, broker_id, broker_epoch))
-        self.dealers: dict[int, tuple[int, zmq.Socket[bytes]]] = {}  # leader -> (its epoch, the socket)
-
-    def _remove_old_sockets(self) -> None:
-        directory = config.run_dir(self.cluster)
-        for name in os.listdir(directory):
-            if name.startswith(f"r{self.broker_id}-"):
-                os.unlink(os.path.join(directory, name))
+        self.transport = transport.Transport(config.run_dir(cluster), broker_id, broker_epoch)
+        self.router = self.transport.router
+        self.dealers: dict[int, tuple[int, transport.Socket]] = {}  # leader -> (its epoch, the socket)
 
     # === called by the policy thread ===================================================================================
 
@@ -283,7 +272,8 @@ class Replication(threading.Thread):
             if known is None or known.role.leader_epoch != role.leader_epoch:
                 if known is not None:
                     known.close()
-                known = self.leading[role.block] = Leading(role, end_offset)
+                told_epoch, told_end = self.ends.pop(role.block, (0, 0))
+                known = self.leading[role.block] = Leading(role, told_end if told_epoch == role.leader_epoch else end_offset)
             known.role = role
             known.asked, known.asked_ns = role.isr, 0
             self._count_followers(known)
@@ -339,11 +329,11 @@ class Replication(threading.Thread):
     def run(self) -> None:
         self.syncer.start()
         replica_fd = lib.sl_broker_replica_eventfd(self.broker)
-        poller = zmq.Poller()
-        poller.register(self.router, zmq.POLLIN)
-        poller.register(self.wake, zmq.POLLIN)
-        poller.register(replica_fd, zmq.POLLIN)
-        watched: dict[int, zmq.Socket[bytes]] = {}
+        poller = transport.Poller()
+        poller.register(self.router, transport.POLLIN)
+        poller.register(self.wake, transport.POLLIN)
+        poller.register(replica_fd, transport.POLLIN)
+        watched: dict[int, transport.Socket] = {}
         while not self.ending:
             for leader, socket in list(watched.items()):
                 if leader not in self.dealers or self.dealers[leader][1] is not socket:
@@ -351,7 +341,7 @@ class Replication(threading.Thread):
                     del watched[leader]
             for leader, (_, socket) in self.dealers.items():
                 if leader not in watched:
-                    poller.register(socket, zmq.POLLIN)
+                    poller.register(socket, transport.POLLIN)
                     watched[leader] = socket
             wait_ms = max(0, self.tick_ns + TICK_NS - monotonic_ns()) // MS + 1
             ready = dict(poller.poll(wait_ms))
@@ -374,7 +364,7 @@ class Replication(threading.Thread):
                 if monotonic_ns() - self.tick_ns >= TICK_NS:
                     self._tick()
                     self._send_acks()
-            except zmq.ZMQError as exc:
+            except transport.TransportError as exc:
                 self.log(f"replication: {exc}")
         with self.to_sync:
             self.to_sync.notify_all()
@@ -385,8 +375,7 @@ class Replication(threading.Thread):
             following.close()
         for _, socket in self.dealers.values():
             socket.close(0)
-        self.router.close(0)
-        self.context.term()
+        self.transport.close()
 
     # === leading =======================================================================================================
 
@@ -408,6 +397,7 @@ class Replication(threading.Thread):
             found = self.advanced[i]
             leading = self.leading.get(found.block)
             if leading is None or leading.role.leader_epoch != found.leader_epoch:
+                self.ends[found.block] = (found.leader_epoch, found.end_offset)
                 continue
             leading.end_offset = found.end_offset
             for sender in leading.senders.values():
@@ -449,7 +439,7 @@ class Replication(threading.Thread):
     def _send(self, identity: bytes, message: Any, parts: list[bytes] | None = None) -> None:
         try:
             self.router.send_multipart([identity, _encode(message), *(parts or [])])
-        except zmq.ZMQError:  # EHOSTUNREACH: it is gone; when it is back it asks
+        except transport.TransportError:  # EHOSTUNREACH: it is gone; when it is back it asks
             for leading in self.leading.values():
                 for follower in [f for f, s in leading.senders.items() if s.identity == identity]:
                     lib.sl_fetch_close(leading.senders.pop(follower).fetch)
@@ -458,11 +448,11 @@ class Replication(threading.Thread):
         out: dict[bytes, tuple[list[Run], list[bytes]]] = {}
         while True:
             try:
-                identity, *parts = self.router.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+                identity, *parts = self.router.recv_multipart(transport.NOBLOCK)
+            except transport.Again:
                 break
             try:
-                follower = int(identity.partition(b".")[0])
+                follower = transport.follower_of(identity)
                 message = _decoder.decode(parts[0])
             except (ValueError, IndexError, msgspec.MsgspecError) as exc:
                 self.log(f"a follower sends nonsense: {exc}")
@@ -554,7 +544,7 @@ class Replication(threading.Thread):
 
     # === following =====================================================================================================
 
-    def _dealer(self, leader: int) -> zmq.Socket[bytes] | None:
+    def _dealer(self, leader: int) -> transport.Socket | None:
         epoch = self.epochs.get(leader)
         if not epoch:
             return None
@@ -563,12 +553,7 @@ class Replication(threading.Thread):
             return known[1]
         if known is not None:
             known[1].close(0)
-        socket: zmq.Socket[bytes] = self.context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.IDENTITY, f"{self.broker_id}.{self.broker_epoch}".encode())
-        socket.setsockopt(zmq.RECONNECT_IVL, 5)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
-        socket.connect(endpoint(self.cluster, leader, epoch))
+        socket = self.transport.dealer(leader, epoch)
         self.dealers[leader] = (epoch, socket)
         return socket
 
@@ -605,8 +590,8 @@ class Replication(threading.Thread):
             following.session, role.block, role.leader_epoch, following.end_offset, following.durable_offset, following.last_epoch
         )
         try:
-            socket.send(_encode(message), zmq.NOBLOCK)
-        except zmq.Again:
+            socket.send(_encode(message), transport.NOBLOCK)
+        except transport.Again:
             pass
 
     def _open(self, following: Following) -> None:
@@ -624,11 +609,11 @@ class Replication(threading.Thread):
             following.replica = out[0]
             following.dirty_ns = 0
 
-    def _receive_from_leader(self, leader: int, socket: zmq.Socket[bytes]) -> None:
+    def _receive_from_leader(self, leader: int, socket: transport.Socket) -> None:
         while True:
             try:
-                head, *parts = socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+                head, *parts = socket.recv_multipart(transport.NOBLOCK)
+            except transport.Again:
                 return
             try:
                 message = _decoder.decode(head)
@@ -698,8 +683,8 @@ class Replication(threading.Thread):
             socket = self._dealer(leader)
             if socket is not None:
                 try:
-                    socket.send(_encode(Acks(acks)), zmq.NOBLOCK)
-                except zmq.Again:
+                    socket.send(_encode(Acks(acks)), transport.NOBLOCK)
+                except transport.Again:
                     pass  # the leader is gone; a new one is asked anew
         self.acks.clear()
 
@@ -794,7 +779,3 @@ class Replication(threading.Thread):
             elif following.streaming and now - following.asked_ns > ANSWER_NS and self.epochs.get(following.role.leader):
                 following.asked_ns = now
                 self._ack(following)  # a sign of life, and what a lost Ack would have said
-
-
-def endpoint(cluster: str, broker_id: int, broker_epoch: int) -> str:
-    return f"ipc://{config.run_dir(cluster)}/r{broker_id}-{broker_epoch}"
