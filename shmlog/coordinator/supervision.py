@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 from collections.abc import Callable
 
 from shmlog import messages as m
@@ -26,6 +27,7 @@ from shmlog.errors import BrokerNotRunningError, IllegalStateError, ShmlogError,
 from shmlog.spare import EXIT_REFUSED
 
 END_TIMEOUT_S = 2.0  # for what was killed to have ended
+LAST_WRITES_NS = 5 * NS  # for the brokers of a discarded cluster
 RESTART_DELAY_MAX_NS = 5 * NS
 STANDBY_RETRY_NS = 200 * MS  # between two standbys, when one dies at once
 STARTS_MAX = 3  # deaths of a broker before it was ever ready, after which the first `up` reports failure
@@ -284,6 +286,17 @@ class Supervision:
         # One that dies at once must not be forked again without a pause: then _tick() asks.
         if not self.stopping and monotonic_ns() - self.standby_asked_ns > STANDBY_RETRY_NS:
             self.ask_for_standby()
+
+    def end_brokers(self) -> None:
+        """Of a cluster that was discarded under them."""
+        running = [broker for broker in self.brokers.values() if broker.running]
+        for broker in running:
+            proc.kill(broker.pidfd, signal.SIGTERM)
+        deadline = monotonic_ns() + LAST_WRITES_NS
+        for broker in running:
+            if not ended(broker.pidfd, max(deadline - monotonic_ns(), 0) / NS):
+                log(f"broker {broker.id} does not end; killing it")
+                proc.kill(broker.pidfd)
 
     def end_others(self) -> None:
         """The standby holds nothing and is killed; the spare is asked."""

@@ -326,6 +326,38 @@ def fork_coordinator(cluster: Cluster, slot: int) -> int:
         return int(m.decode(data).pid)
 
 
+def logs(cluster: Cluster) -> str:
+    return "".join(path.read_text() for path in sorted((cluster.data / "logs").iterdir()))
+
+
+@pytest.mark.parametrize("suffixes", [("",), ("control",), ("control", "v"), ("control", "partitions", "waits", "rows")])
+def test_all_processes_of_a_cluster_whose_memory_was_removed_by_hand_end_and_say_why(cluster: Cluster, suffixes: tuple[str, ...]) -> None:
+    cluster.start(brokers=2)
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    for name in shm.names(cluster.prefix):
+        if name.startswith(tuple(f"{cluster.prefix}.{suffix}" for suffix in suffixes)):
+            shm.unlink(name)
+    until(lambda: not shmlog_processes(cluster), "nobody to be left")
+    assert "the cluster was discarded: its memory is gone" in logs(cluster)
+    assert os.path.exists(shm.DIRECTORY + shm.object_name(cluster.prefix, "control")) is False
+
+
+def test_a_standby_that_came_after_the_memory_was_removed_begins_nothing(cluster: Cluster) -> None:
+    """It has never seen the memory that is gone, and the lock comes free: what somebody removed must not come back from the disk."""
+    cluster.start()
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    active, standby = cluster.pid(COORDINATOR), cluster.pid(STANDBY)
+    for pid in (active, standby):
+        os.kill(pid, signal.SIGSTOP)  # neither sees it go
+    for name in shm.names(cluster.prefix):
+        shm.unlink(name)
+    late = fork_coordinator(cluster, 2)
+    until(lambda: any(os.readlink(fd).endswith("/lock") for fd in Path(f"/proc/{late}/fd").iterdir()), "it to ask for the lock")
+    cluster.kill(active, standby)
+    until(lambda: not shmlog_processes(cluster), "nobody to be left")
+    assert shm.names(cluster.prefix) == []
+
+
 def test_a_standby_whose_entry_was_taken_lists_itself_in_another(cluster: Cluster) -> None:
     """One that no entry names is dead to clients, though it would heal the cluster."""
     cluster.start()
