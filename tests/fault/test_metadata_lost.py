@@ -148,9 +148,11 @@ def test_a_standby_that_finds_the_view_damaged_goes_on_with_memory(cluster: Real
     until(lambda: cluster.pids("standby"), "a standby")
     before = view_of(cluster)
     (active,) = cluster.pids("coordinator")
+    memory = shm.identity(shm.object_name(shm.prefix(cluster.name), "control"))
     damage_views(cluster, before.version, 1)
     os.kill(active, signal.SIGKILL)
     until(lambda: (control := shm.read_control(shm.prefix(cluster.name))[1]) and control.view_version > before.version + 1, "a new view")
+    assert shm.identity(shm.object_name(shm.prefix(cluster.name), "control")) == memory
     append(cluster, RECORDS)
     check(cluster, 2 * RECORDS, before)
 
