@@ -135,6 +135,28 @@ def test_partitions_behind_a_gap_are_said_to_be_given_up() -> None:
     assert said[0].startswith("2 partitions of topic")
 
 
+def test_a_topic_that_has_grown_since_has_its_new_partitions() -> None:
+    memory = Memory()
+    base = metadata.create_topics(cluster(), [TopicSpec("t", partitions=2)], new_id).view
+    memory.follow(base)
+    view = metadata.create_partitions(base, {"t": 5}, last_epoch=memory.last_epoch).view
+    memory.follow(view)
+    found, said = salvage.from_memory(base, 9, list(memory.blocks.values()), {}, {})
+    check(found, view)
+    assert said == ["topic 't' had grown to 5 partitions"]
+
+
+def test_a_deletion_that_had_come_to_one_block_is_carried_out() -> None:
+    """Blocks are marked after the flip: one mark tells that it was in force."""
+    memory = Memory()
+    base = metadata.create_topics(cluster(), [TopicSpec("t", partitions=3)], new_id).view
+    memory.follow(base)
+    memory.blocks[1] = memory.blocks[1]._replace(live=False, deleted=True)
+    found = salvage.from_memory(base, 9, list(memory.blocks.values()), {}, {}).view
+    assert not found.topics
+    assert [d.block for d in found.deleting] == [0, 1, 2]
+
+
 def test_a_name_that_is_taken_is_not_given_twice() -> None:
     memory = Memory()
     base = metadata.create_topics(cluster(), [TopicSpec("t")], new_id).view
