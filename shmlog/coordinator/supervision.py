@@ -6,6 +6,7 @@ spare, a broker under a new broker epoch and new leader epochs. A successor adop
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -195,6 +196,10 @@ class Supervision:
         broker.deaths_unready = 0
         self.decisions.memory.process_state(metadata.FIRST_BROKER_PROCESS + broker.id, lib.SL_PROCESS_UP)
         reply(m.Done(self.decisions.view.version))
+        if message.view_version >= self.decisions.view.version and any(d.leader == broker.id for d in self.decisions.view.deleting):
+            # It has applied this view and said what it removed, to a coordinator that died over it: with another view it says so again.
+            with contextlib.suppress(ShmSpaceError):  # then the next decision does it
+                self.decisions.decide(self.decisions.view)
         if message.view_version < self.decisions.view.version:
             self.connections.send(connection, m.ViewChanged(self.decisions.view.version))
         lib.sl_view_changed(self.decisions.control)

@@ -584,6 +584,20 @@ def test_deleted_blocks_come_free_through_their_broker(cluster: Cluster) -> None
     assert all(p.leader_epoch > first.partitions[0].leader_epoch for p in second.partitions)
 
 
+def test_deleted_blocks_come_free_though_the_coordinator_died_before_it_was_told(cluster: Cluster) -> None:
+    cluster.start()
+    session = cluster.session()
+    topic(session, "t")
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    broker, active = cluster.pid(BROKER), cluster.pid(COORDINATOR)
+    os.kill(broker, signal.SIGSTOP)
+    session.request(m.DeleteTopics(("t",)))
+    cluster.kill(active)
+    until(lambda: not os.path.exists(f"/proc/{active}"), "it to be gone")
+    os.kill(broker, signal.SIGCONT)
+    until(lambda: not m.decode_deleting(session.view.deleting), "the broker to report it removed")
+
+
 def test_trims_go_to_the_leader_and_unknown_partitions_fail_alone(cluster: Cluster) -> None:
     cluster.start()
     session = cluster.session()
