@@ -19,8 +19,8 @@ from shmlog.coordinator import metadata, salvage
 from shmlog.coordinator.decisions import Decisions
 from shmlog.coordinator.memory import Memory, log, open_memory
 from shmlog.coordinator.spare_link import ended
-from shmlog.coordinator.store import DamagedError, Loaded, Store, set_aside
-from shmlog.errors import BrokerNotRunningError, IllegalStateError, VersionMismatchError
+from shmlog.coordinator.store import DatabaseDamaged, Loaded, Store, set_aside
+from shmlog.errors import BrokerNotRunningError, IllegalStateError, StorageError, VersionMismatchError
 
 BROKER_END_S = 10.0  # for one that was killed
 
@@ -140,7 +140,7 @@ def _open_store(directory: str) -> tuple[Store, Loaded | None]:
     """For memory that is there and says all that the database should: a damaged one is replaced."""
     try:
         return _load(directory)
-    except DamagedError as exc:
+    except DatabaseDamaged as exc:
         log(f"DATABASE DAMAGED: {exc}; it is kept as {set_aside(directory)}, and written anew from memory")
         return _load(directory)
 
@@ -161,14 +161,15 @@ def _open_or_rebuild(options: m.StartOptions, data_dirs: tuple[str, ...]) -> tup
         store, loaded = _load(data_dirs[0])
         if loaded is not None:
             return store, loaded
-    except DamagedError as exc:
+    except DatabaseDamaged as exc:
         damage = exc
     try:
         found = directories.scan(data_dirs)
         # A broker writes its cluster's id before anything else: without one nothing has ever been kept there.
         if not any(b.cluster_id or b.partitions for b in found):
             if damage:
-                raise damage
+                hint = "move it away to begin a new cluster, or bring the brokers' directories back that belong to it"
+                raise StorageError(str(damage), path=damage.path, hint=hint)
             return store, None
         rebuilt = salvage.from_directories(found, options, lambda: os.urandom(16))
     except BaseException:

@@ -37,8 +37,8 @@ class Loaded(NamedTuple):
     clean: bool  # closed by mark_clean(): nothing was decided since that is not here
 
 
-class DamagedError(StorageError):
-    """The database is there, but is none any more, or does not say what it should."""
+class DatabaseDamaged(StorageError):
+    """The database is there, but is none any more, or does not say what it should. start.py's business; it does not travel."""
 
 
 def set_aside(directory: str) -> str:
@@ -93,12 +93,12 @@ class Store:
         """What was written last; None for a new directory."""
         with self._translated():
             if (answer := self._db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
-                raise DamagedError(f"{self.path}: {answer[0] if answer else 'no answer'}", path=self.path)
+                raise DatabaseDamaged(f"{self.path}: {answer[0] if answer else 'no answer'}", path=self.path)
             meta = dict(self._db.execute("SELECT key, value FROM meta"))
             if not meta:
                 return None
             if not {"view", "boot_id", "boot_counter", "clean"} <= set(meta):
-                raise DamagedError(f"{self.path}: its contents are damaged: only {sorted(meta)} are there", path=self.path)
+                raise DatabaseDamaged(f"{self.path}: its contents are damaged: only {sorted(meta)} are there", path=self.path)
             topics = {name: _topic_decode(data) for name, data in self._db.execute("SELECT name, data FROM topic")}
             view = msgspec.structs.replace(decode_view(meta["view"]), topics=topics)
         self._written = view
@@ -169,12 +169,12 @@ class _Translated:
             if name.startswith("SQLITE_FULL"):
                 raise StorageFullError(f"{self.path}: the disk is full", path=self.path) from exc
             if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "no such table" in str(exc):
-                raise DamagedError(f"{self.path}: {exc} ({name})", path=self.path) from exc
+                raise DatabaseDamaged(f"{self.path}: {exc} ({name})", path=self.path) from exc
             raise StorageError(f"{self.path}: {exc} ({name or type(exc).__name__})", path=self.path) from exc
         if isinstance(exc, OSError):
             raise StorageError(f"{exc.filename or self.path}: {exc.strerror}", path=self.path) from exc
         if isinstance(exc, msgspec.MsgspecError):
-            raise DamagedError(f"{self.path}: its contents are damaged: {exc}", path=self.path) from exc
+            raise DatabaseDamaged(f"{self.path}: its contents are damaged: {exc}", path=self.path) from exc
 
 
 class BackgroundStore:

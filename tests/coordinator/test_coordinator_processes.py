@@ -129,6 +129,15 @@ def test_a_broker_that_cannot_start_is_the_error_of_up(cluster: Cluster) -> None
     until(lambda: not shm.names(cluster.prefix) and not os.path.exists(config.run_dir(cluster.name)), "nothing to be left")
 
 
+def test_a_damaged_database_without_anything_to_rebuild_it_from_is_the_error_of_up(cluster: Cluster) -> None:
+    cluster.data.mkdir()
+    (cluster.data / "cluster.sqlite3").write_bytes(b"no database" * 1000)
+    with pytest.raises(errors.StorageError, match=r"cluster\.sqlite3.*not a database") as caught:
+        cluster.start()
+    assert type(caught.value) is errors.StorageError
+    assert (cluster.data / "cluster.sqlite3").read_bytes() == b"no database" * 1000
+
+
 def test_a_data_directory_in_use_is_the_error_of_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.start()
     other = Cluster(cluster.name + "b", cluster.data)
