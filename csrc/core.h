@@ -250,6 +250,9 @@ int sl_file_create(const char *dir, uint64_t base_offset, uint32_t leader_epoch,
 typedef struct sl_file_piece { const uint8_t *frame; uint32_t frame_bytes; uint32_t rel; uint32_t crc32c; uint16_t count; uint8_t type; uint8_t flags; } sl_file_piece;
 int sl_file_append(sl_file *file, const sl_file_piece *pieces, size_t n, uint64_t end_offset);
 int sl_file_sync(sl_file *file);           /* fdatasync of both; safe from another thread than the writer's. Once it failed, always SL_E_IO; append too */
+/* Moves a synced file into another directory of the same file system, over what bears its names there, in an order that a kill between any two steps leaves
+ * either file whole: .log, fsync of the directory, .cells, fsync. A .log beside the table of the other one is readable and recovers as a whole. */
+int sl_file_install(sl_file *file, const char *from_dir, const char *to_dir);
 uint64_t sl_file_bytes(sl_file *file);
 uint64_t sl_file_end_offset(sl_file *file);
 uint64_t sl_file_base_offset(sl_file *file);

@@ -167,6 +167,10 @@ sl_file_cell sl_cell_of_frame(const uint8_t *frame, uint32_t frame_bytes, uint64
     };
 }
 
+int sl_cells_belong(const sl_file_header *cells_header, const sl_file_header *log_header) {
+    return memcmp((const uint8_t *)cells_header + 8, (const uint8_t *)log_header + 8, HEADER_CRC_POSITION - 8) == 0;
+}
+
 int sl_cells_header_write(int fd, const sl_file_header *log_header) {
     uint8_t page[SL_CELL_PAGE_BYTES] = {0};
     sl_file_header h = *log_header;

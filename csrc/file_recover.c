@@ -257,7 +257,7 @@ static int64_t recover(recovery *r, int dir_fd, const char *log_name, uint64_t c
     sl_file_header h;
     code = sl_file_read_header(r->cells.fd, SL_CELLS_MAGIC, base_offset, leader_epoch, &h);
     if (code == SL_E_IO || code == SL_E_VERSION) return code;
-    r->table_there = code == SL_OK && cells_bytes >= SL_CELL_PAGE_BYTES && memcmp(h.topic_id, r->header.topic_id, 16) == 0;
+    r->table_there = code == SL_OK && cells_bytes >= SL_CELL_PAGE_BYTES && sl_cells_belong(&h, &r->header);
     r->cells.page = UINT64_MAX;
     if (r->table_there) {
         r->cells.count = sl_cells_in(cells_bytes);

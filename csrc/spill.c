@@ -8,7 +8,7 @@
  *
  * `durable` moves when fdatasync returned 0, for all that had been written when it was called (group commit). A failed fdatasync is never repeated on
  * the same file: the kernel may have dropped the pages and forgotten. What lies between durable and spilled is written anew, from memory, into
- * <dir>/rewrite/, synced there, and renamed into place in one step per name; its base is the durable offset, and of two files that hold an offset the
+ * <dir>/rewrite/, synced there, and renamed into place, the .log first; its base is the durable offset, and of two files that hold an offset the
  * one with the higher base counts. What is no longer in memory is read back from the failed file where its CRCs still prove it, and becomes a LOST frame
  * where they do not: a gap with a name, never silence.
  *
@@ -21,7 +21,7 @@
  *   sync_wanted = 0              a waiter sleeps, and nobody will sync for it -> sl_broker_add() declares what recovery synced, and wakes it
  *   storage_*                    stale -> overwritten at the first look
  *   rewrite/                     half written -> recovery deletes it; the failed file still stands, its tail is checked frame by frame
- *   rewrite/ renamed .cells only -> .cells without .log: recovery deletes it (a cell table is derivable)
+ *   rewrite/ renamed .log only   -> its table is missing or is the failed file's, which does not belong: recovery makes it again from the synced .log
  *
  * Threads: both block all signals and never touch Python. sl_broker.lock covers everything but file I/O; a partition whose `writing` or `syncing` is set
  * may not be freed and its file not closed by anybody else. The callers of sl_broker_*() use the spill row too, under the lock.
@@ -120,26 +120,11 @@ static void remove_rewrite(const sl_bp *p, uint64_t base) {
     rmdir(dir);
 }
 
-static int sync_dir(const char *path) {
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) { sl_set_errno(errno); return SL_E_IO; }
-    int rc = fsync(fd) < 0 ? SL_E_IO : SL_OK;
-    if (rc < 0) sl_set_errno(errno);
-    close(fd);
-    return rc;
-}
-
-/* The rewritten file is whole and synced: its names replace those of the failed one. Cells first: a .log is what makes a file a file. */
-static int install_rewrite(const sl_bp *p) {
-    char dir[PATH_MAX], from[PATH_MAX + 80], to[PATH_MAX + 80], name[64];
+/* The rewritten file is whole and synced: its names replace those of the failed one. */
+static int install_rewrite(const sl_bp *p, sl_file *file) {
+    char dir[PATH_MAX];
     int rc = rewrite_dir(p, dir);
-    for (int i = 0; rc == SL_OK && i < 2; i++) {
-        sl_segment_file_name(name, sizeof name, p->file_base, p->leader_epoch, i ? "log" : "cells");
-        snprintf(from, sizeof from, "%s/%s", dir, name);
-        snprintf(to, sizeof to, "%s/%s", p->dir, name);
-        if (rename(from, to) < 0) { sl_set_errno(errno); rc = SL_E_IO; }
-    }
-    if (rc == SL_OK) rc = sync_dir(p->dir);
+    if (rc == SL_OK) rc = sl_file_install(file, dir, p->dir);
     if (rc == SL_OK) rmdir(dir);
     return rc;
 }
@@ -297,7 +282,7 @@ static int spill_batch(sl_broker *b, sl_bp *p, sl_batch *t, int64_t now) {
         p->writing = 1;
         pthread_mutex_unlock(&b->lock);
         rc = p->file ? sl_file_sync(p->file) : SL_OK;
-        if (rc == SL_OK && p->file) rc = install_rewrite(p);
+        if (rc == SL_OK && p->file) rc = install_rewrite(p, p->file);
         int saved = sl_last_errno();
         pthread_mutex_lock(&b->lock);
         p->writing = 0;

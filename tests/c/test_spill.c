@@ -713,6 +713,63 @@ static void a_broker_killed_anywhere_loses_nothing(void) {
         }
 }
 
+#ifdef SL_FAILPOINTS
+/* The failed file's bytes are damaged, as after the kernel dropped pages; nothing had been synced, so the rewrite takes its name. Killed between any two
+ * steps of that, and with the memory gone as after a power cut, the directory holds one of the two: the failed file up to its damage, or all. */
+static void a_rewrite_killed_anywhere_leaves_one_file_or_the_other(void) {
+    static const char *const places[] = {"file_install_renamed:1", "file_install_synced:1", "file_install_renamed:2", "file_install_synced:2"};
+    for (size_t at = 0; at < sizeof places / sizeof *places; at++) {
+        begin(SL_PF_SPILL | SL_PF_SYNC_RECYCLE);
+        sl_cluster_close(c);
+        pid_t pid = fork();
+        if (pid == 0) {
+            char failpoint[100];
+            snprintf(failpoint, sizeof failpoint, "%s:kill", places[at]);
+            alarm(60);
+            c = fixture_open();
+            start(64 << 20, 0);
+            if (add(0, 1, 0, 1, 64 << 20, INT64_C(3600000000000)) != SL_OK) _exit(1);
+            sl_partition *p = sl_cluster_partition(c, 0);
+            sl_appender *a;
+            if (sl_appender_open(c, 0, 0, fixture_topic_id, &a) != SL_OK) _exit(1);
+            while (sl_load_acquire(&p->sync_wanted)) usleep(500); /* the parent waits with a limit */
+            uint8_t value[2048];
+            for (uint64_t i = 0; i < 1000; i++) if (append_bytes(a, value, value_of(i, value, 1000), SOON, NULL) != SL_OK) _exit(2);
+            while (word(&p->spilled) != 1000) usleep(500);
+            sl_store_release(&fail_syncs, 1);
+            sl_wait_durable(c, 0, 0, fixture_topic_id, 1000, sl_monotonic_ns() + 300000000);
+            sl_file_entry file;
+            char path[400];
+            if (sl_file_list(dir, &file, 1) != 1) _exit(3);
+            snprintf(path, sizeof path, "%s/%s", dir, file.name);
+            FILE *f = fopen(path, "r+b");
+            memset(value, 0, sizeof value);
+            if (!f || fseek(f, 100000, SEEK_SET) != 0 || fwrite(value, 2048, 1, f) != 1) _exit(4);
+            fclose(f);
+            setenv("SHMLOG_FAILPOINT", failpoint, 1);
+            sl_store_release(&fail_syncs, 0);
+            sl_wait_durable(c, 0, 0, fixture_topic_id, 1000, SOON);
+            _exit(0);
+        }
+        int status;
+        waitpid(pid, &status, 0);
+        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+        c = fixture_open();
+        sl_file_entry file;
+        uint64_t found = recover_directory(UINT64_MAX), lost;
+        CHECK_EQ(found, 1000); /* from the first rename on it is the new one */
+        CHECK_EQ(sl_file_list(dir, &file, 1), 1);
+        size_t problems = 1;
+        CHECK(sl_file_verify(dir, file.name, NULL, 0, &problems) > 0);
+        CHECK_EQ(problems, 0);
+        CHECK_EQ(read_files(1000, &lost), 1000);
+        CHECK_EQ(lost, 0);
+        end();
+        if (failed) { fprintf(stderr, "  killed at %s\n", places[at]); return; }
+    }
+}
+#endif
+
 #define TEST(f) {#f, f}
 int main(int argc, char **argv) {
     struct { const char *name; void (*run)(void); } tests[] = {
@@ -733,6 +790,9 @@ int main(int argc, char **argv) {
         TEST(after_a_failed_sync_the_records_are_written_anew),
         TEST(after_a_failed_sync_what_left_memory_is_read_back),
         TEST(after_a_failed_sync_what_cannot_be_read_back_is_named_as_lost),
+#ifdef SL_FAILPOINTS
+        TEST(a_rewrite_killed_anywhere_leaves_one_file_or_the_other),
+#endif
         TEST(many_partitions_share_the_threads),
         TEST(a_broker_killed_anywhere_loses_nothing),
     };
