@@ -1,16 +1,30 @@
 /* A broker's handle: its two threads, its partitions, and what its Python asks of them. All under sl_broker.lock; a partition that a thread works on without
  * it (`writing`, `syncing`) is waited for before it is freed. The threads themselves are spill.c, the memory ring.c. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "broker.h"
 
 /* ---- starting and stopping ---- */
+
+/* How many partitions may have their file open: what RLIMIT_NOFILE leaves beside what this process has open already. */
+static uint32_t files_at_once(void) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return SL_MAX_PARTITIONS;
+    uint64_t used = 0, most = limit.rlim_cur;
+    DIR *d = opendir("/proc/self/fd");
+    while (d && readdir(d)) used++;
+    if (d) closedir(d);
+    uint64_t files = most > used + SL_FDS_SPARE ? (most - used - SL_FDS_SPARE) / SL_FDS_A_PARTITION : 0;
+    return files < 1 ? 1 : files > SL_MAX_PARTITIONS ? SL_MAX_PARTITIONS : (uint32_t)files;
+}
 
 int sl_broker_start(sl_cluster *cluster, const sl_broker_options *options, sl_broker **out) {
     sl_row *row = sl_cluster_row(cluster, options->spill_row);
@@ -31,6 +45,7 @@ int sl_broker_start(sl_cluster *cluster, const sl_broker_options *options, sl_br
         free(b);
         return SL_E_SYS;
     }
+    b->max_open = files_at_once();
     pthread_mutex_init(&b->lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
@@ -124,6 +139,7 @@ static void free_partition(sl_broker *b, sl_bp *p) {
     sl_spill_leave(b, p);
     sl_salvage_close(p);
     if (p->file) sl_file_close(p->file);
+    sl_file_counted(b, p, 0);
     free(p->ring.items);
     free(p->dir);
     free(p);

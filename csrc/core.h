@@ -249,7 +249,12 @@ int sl_file_create(const char *dir, uint64_t base_offset, uint32_t leader_epoch,
  * the call counts (the file is cut back) and SL_E_DISK_FULL / SL_E_IO is returned. */
 typedef struct sl_file_piece { const uint8_t *frame; uint32_t frame_bytes; uint32_t rel; uint32_t crc32c; uint16_t count; uint8_t type; uint8_t flags; } sl_file_piece;
 int sl_file_append(sl_file *file, const sl_file_piece *pieces, size_t n, uint64_t end_offset);
-int sl_file_sync(sl_file *file);           /* fdatasync of both; safe from another thread than the writer's. Once it failed, always SL_E_IO; append too */
+/* fdatasync of both files, at first of their names too; safe from another thread than the writer's. Once it failed (SL_E_IO), always; append too.
+ * SL_E_SYS: no descriptor was to be had, nothing has happened. */
+int sl_file_sync(sl_file *file);
+int sl_file_rest(sl_file *file);           /* the writer, while nobody syncs: closes the descriptors until the next append. SL_E_AGAIN: not all is synced */
+int sl_file_resting(sl_file *file);
+int sl_file_wake(sl_file *file);           /* opens them again, as append does. SL_E_SYS (no descriptor): try again; SL_E_IO: it is not the same file any more */
 /* Moves a synced file into another directory of the same file system, over what bears its names there, in an order that a kill between any two steps leaves
  * either file whole: .log, fsync of the directory, .cells, fsync. A .log beside the table of the other one is readable and recovers as a whole. */
 int sl_file_install(sl_file *file, const char *from_dir, const char *to_dir);
@@ -259,8 +264,9 @@ uint64_t sl_file_base_offset(sl_file *file);
 int sl_file_close(sl_file *file);          /* writes nothing more; does not sync */
 /* Opens the last file of a directory for recovery: walks from the last whole cell page below the mark of the last sync, cuts after the last valid frame (or at
  * cut_offset if lower; UINT64_MAX: none), returns the end offset; both files are synced then. What is damaged below the mark is kept (a reader reports it), for what follows
- * it was durable. Idempotent under kill. *cut_bytes what was cut. A file that died while it was made holds nothing: it is removed, the result is its base. */
-int64_t sl_file_recover(const char *dir, const char *log_name, uint64_t cut_offset, uint64_t *cut_bytes);
+ * it was durable. durable_offset: another witness says that all below it was synced; there large payloads are believed though the cell that
+ * vouches for them is gone. Idempotent under kill. *cut_bytes what was cut. A file that died while it was made holds nothing: it is removed, the result is its base. */
+int64_t sl_file_recover(const char *dir, const char *log_name, uint64_t cut_offset, uint64_t durable_offset, uint64_t *cut_bytes);
 /* Cheap facts of one file from its headers and last cells (no scan): base, end, first/last timestamps, bytes. */
 typedef struct sl_file_facts { uint64_t base_offset, end_offset, log_bytes, cells; int64_t max_timestamp_ns, made_ns; uint32_t leader_epoch, flags, disk_version, partition; uint8_t topic_id[16]; } sl_file_facts;
 int sl_file_inspect(const char *dir, const char *log_name, sl_file_facts *out);

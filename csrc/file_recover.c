@@ -28,6 +28,7 @@ typedef struct recovery {
     sl_file_header header;
     sl_file_mark mark;                /* cells 0: none */
     uint64_t cut_rel;                 /* frames that end beyond it go */
+    uint64_t durable_rel;             /* frames that end below it were synced, whatever became of the table */
     int table_there;                  /* the .cells had a right header */
     /* where we are */
     uint64_t index, position, rel;
@@ -156,9 +157,9 @@ static int recovery_walk(recovery *r) {
             int agrees = code && old.rel == cell.rel && old.unit == cell.unit;
             if (agrees && old.crc32c == cell.crc32c) cell.flags = old.flags;
             else if (!covers_itself(frame)) {
-                /* A large payload whose only witness is the cell. No table at all: somebody removed it, and the header's CRC must do. */
+                /* A large payload whose only witness is the cell. If that is gone, the header's CRC must do where all was synced. */
                 if (agrees) right = 0;
-                else if (r->table_there && !below_mark) right = 0;
+                else if (!below_mark && r->rel + sl_frame_rows(frame) > r->durable_rel) right = 0;
             }
         }
         if (!right) {
@@ -225,7 +226,21 @@ static int recovery_compacted(recovery *r) {
     return sl_align64(r->position + frame_bytes) == r->log.size ? SL_OK : SL_E_DAMAGED;
 }
 
-static int64_t recover(recovery *r, int dir_fd, const char *log_name, uint64_t cut_offset, uint64_t *cut_bytes) {
+/* The header of the .log is wrong. Zeros, and no mark beside it: a power cut came before the first sync, and its first page did not reach the disk. */
+static int never_synced(recovery *r, int dir_fd, const char *cells_name) {
+    static const sl_file_header zeros;
+    sl_file_header h;
+    sl_file_mark mark;
+    if (sl_read_at(r->log.fd, &h, sizeof h, 0) != sizeof h || memcmp(&h, &zeros, sizeof h) != 0) return 0;
+    int fd = sl_open_below(dir_fd, cells_name, O_RDONLY);
+    if (fd < 0) return fd == SL_E_NOENT;
+    int64_t n = sl_read_at(fd, &mark, sizeof mark, SL_FILE_MARK_POSITION);
+    close(fd);
+    return n >= 0 && !(n == sizeof mark && mark.crc32c == sl_crc32c(0, &mark, offsetof(sl_file_mark, crc32c)) && mark.cells);
+}
+
+static int64_t recover(recovery *r, int dir_fd, const char *log_name, uint64_t cut_offset, uint64_t durable_offset,
+                       uint64_t *cut_bytes) {
     uint64_t base_offset, cells_bytes;
     uint32_t leader_epoch;
     char cells_name[SL_NAME_BYTES];
@@ -235,8 +250,9 @@ static int64_t recover(recovery *r, int dir_fd, const char *log_name, uint64_t c
     if (code < 0) return code;
     if ((code = sl_size_of(r->log.fd, &r->log.size)) != SL_OK) return code;
     code = sl_file_read_header(r->log.fd, SL_FILE_MAGIC, base_offset, leader_epoch, &r->header);
+    if (code == SL_E_DAMAGED && never_synced(r, dir_fd, cells_name)) code = SL_E_HALFMADE;
     if (code == SL_E_HALFMADE) {
-        /* Frames come only after a synced header: nothing was ever in it. The .log goes last, for it is what names both. */
+        /* Nothing in it was ever synced. The .log goes last, for it is what names both. */
         if (unlinkat(dir_fd, cells_name, 0) != 0 && errno != ENOENT) return sl_code_of_errno();
         SL_FAILPOINT(file_recover_remove);
         if (unlinkat(dir_fd, log_name, 0) != 0) return sl_code_of_errno();
@@ -246,6 +262,7 @@ static int64_t recover(recovery *r, int dir_fd, const char *log_name, uint64_t c
     }
     if (code != SL_OK) return code;
     r->cut_rel = cut_offset < base_offset ? 0 : cut_offset - base_offset;
+    r->durable_rel = durable_offset < base_offset ? 0 : durable_offset - base_offset;
 
     code = r->cells.fd = sl_open_below(dir_fd, cells_name, O_RDWR);
     if (code == SL_E_NOENT && !(r->header.flags & SL_FILE_COMPACTED)) {
@@ -278,7 +295,7 @@ static int64_t recover(recovery *r, int dir_fd, const char *log_name, uint64_t c
     return (int64_t)(base_offset + r->rel);
 }
 
-int64_t sl_file_recover(const char *dir, const char *log_name, uint64_t cut_offset, uint64_t *cut_bytes) {
+int64_t sl_file_recover(const char *dir, const char *log_name, uint64_t cut_offset, uint64_t durable_offset, uint64_t *cut_bytes) {
     uint64_t ignored;
     if (!cut_bytes) cut_bytes = &ignored;
     *cut_bytes = 0;
@@ -288,7 +305,7 @@ int64_t sl_file_recover(const char *dir, const char *log_name, uint64_t cut_offs
     int dir_fd = sl_open_directory(dir);
     int64_t result = dir_fd;
     if (dir_fd >= 0) {
-        result = recover(r, dir_fd, log_name, cut_offset, cut_bytes);
+        result = recover(r, dir_fd, log_name, cut_offset, durable_offset, cut_bytes);
         close(dir_fd);
     }
     sl_scan_close(&r->log);

@@ -532,7 +532,7 @@ static void after_a_failed_sync_the_records_are_written_anew(void) {
         if (!synced_before) CHECK_EQ(read_files(1000, &lost), 2100);
         else {
             uint64_t cut;
-            CHECK_EQ(sl_file_recover(dir, files[0].name, 1000, &cut), 1000);
+            CHECK_EQ(sl_file_recover(dir, files[0].name, 1000, UINT64_MAX, &cut), 1000);
             CHECK_EQ(read_files(1000, &lost), 2100);
         }
         CHECK_EQ(lost, 0);
@@ -569,7 +569,7 @@ static void fail_a_sync_after_memory_was_reused(int damaged) {
     uint64_t lost, cut;
     sl_file_entry files[4];
     int64_t n = sl_file_list(dir, files, 4); /* 1: nothing had been synced, and the new file took the old one's name */
-    if (n == 2) CHECK_EQ(sl_file_recover(dir, files[0].name, files[1].base_offset, &cut), files[1].base_offset); /* as recovery does */
+    if (n == 2) CHECK_EQ(sl_file_recover(dir, files[0].name, files[1].base_offset, UINT64_MAX, &cut), files[1].base_offset); /* as recovery does */
     CHECK_EQ(read_files(1000, &lost), 10000);
     if (damaged) CHECK(lost > 0 && lost < 20);
     else CHECK_EQ(lost, 0);
@@ -607,6 +607,68 @@ static void many_partitions_share_the_threads(void) {
     end();
 }
 
+static int open_fds(void) {
+    DIR *d = opendir("/proc/self/fd");
+    int n = -1; /* its own */
+    for (struct dirent *e; (e = readdir(d));) n += e->d_name[0] != '.';
+    closedir(d);
+    return n;
+}
+
+/* Room for one partition's descriptors, then for none at all: nothing is lost, nothing is called a broken disk, and when idle nobody holds any. */
+static void many_partitions_live_within_few_descriptors(void) {
+    begin(SL_PF_SPILL);
+    struct rlimit before, few;
+    CHECK_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+    few = before;
+    few.rlim_cur = (rlim_t)open_fds() + 16 + 3 + 4; /* and the broker's own */
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+    start(64 << 20, 0);
+    int idle = open_fds();
+    char base[256];
+    strcpy(base, dir);
+    for (uint32_t b = 0; b < 4; b++) {
+        snprintf(dir, sizeof dir, "%.200s/%u", base, b);
+        CHECK_EQ(mkdir(dir, 0700), 0);
+        CHECK_EQ(add(b, 1, 0, 1, 1 << 20, INT64_C(3600000000000)), SL_OK); /* nobody asks for a sync: the need for room does */
+    }
+    sl_appender *a[4];
+    for (uint32_t b = 0; b < 4; b++) CHECK_EQ(sl_appender_open(c, b, b, fixture_topic_id, &a[b]), SL_OK);
+    uint8_t value[2048];
+    uint64_t i = 0;
+    int most = 0;
+    for (; i < 300; i++) {
+        for (uint32_t b = 0; b < 4; b++) CHECK_EQ(append_bytes(a[b], value, value_of(i, value, 1000), SOON, NULL), SL_OK);
+        if (i % 50 == 0) EVENTUALLY(word(&sl_cluster_partition(c, i / 50 % 4)->spilled) > i);
+        int now = open_fds();
+        if (now > most) most = now;
+    }
+    for (uint32_t b = 0; b < 4; b++) EVENTUALLY(word(&sl_cluster_partition(c, b)->spilled) == i);
+    CHECK(most <= idle + 3 * 2 + 4);
+    few.rlim_cur = 3; /* what is open stays open */
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+    for (uint32_t b = 0; b < 4; b++) CHECK_EQ(append_bytes(a[b], value, value_of(i, value, 1000), SOON, NULL), SL_OK);
+    sl_broker_event e;
+    int said = 0;
+    EVENTUALLY(said || (sl_broker_event_next(broker, &e) == 1 && strstr(e.what, "RLIMIT_NOFILE is 3") && ++said));
+    for (uint32_t b = 0; b < 4; b++) CHECK(sl_load_relaxed(&sl_cluster_partition(c, b)->storage_state) != SL_STORAGE_DISK_ERROR);
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+    i++;
+    for (uint32_t b = 0; b < 4; b++) EVENTUALLY(word(&sl_cluster_partition(c, b)->spilled) == i);
+    CHECK_EQ(sl_broker_drain(broker, SOON), SL_OK);
+    EVENTUALLY(open_fds() <= idle);
+    CHECK_EQ(sl_broker_stop(broker, SOON), SL_OK);
+    uint64_t lost;
+    for (uint32_t b = 0; b < 4; b++) {
+        snprintf(dir, sizeof dir, "%.200s/%u", base, b);
+        CHECK_EQ(read_files(1000, &lost), i);
+        CHECK_EQ(lost, 0);
+        sl_appender_close(a[b]);
+    }
+    strcpy(dir, base);
+    end();
+}
+
 /* ---- killed at every named place ---- */
 
 /* What recovery.py does, in short. */
@@ -616,7 +678,7 @@ static uint64_t recover_directory(uint64_t spilled) {
     for (; n > 0; n--) {
         uint64_t cut;
         char path[400];
-        int64_t end = sl_file_recover(dir, files[n - 1].name, spilled, &cut);
+        int64_t end = sl_file_recover(dir, files[n - 1].name, spilled, UINT64_MAX, &cut);
         if (end < 0) { fprintf(stderr, "  %s: %s\n", files[n - 1].name, sl_strerror((int)end)); return UINT64_MAX; }
         if ((uint64_t)end > files[n - 1].base_offset) return (uint64_t)end;
         snprintf(path, sizeof path, "%s/%s", dir, files[n - 1].name);
@@ -698,7 +760,7 @@ static void die_at(const char *place, int hit, int *reached) {
 static void a_broker_killed_anywhere_loses_nothing(void) {
     static const char *places[] = {
         "spill_gathered", "spill_file_made", "spill_written", "spill_published", "sync_begin", "sync_done", "sync_published", "ring_made", "ring_taken_out",
-        "ring_published", "add_before_open", "add_opened", "file_create_log", "file_create_cells", "file_create_headers", "file_create_synced",
+        "ring_published", "add_before_open", "add_opened", "file_create_log", "file_create_cells", "file_create_headers", "file_sync_names",
         "file_append_frames", "file_append_cells", "file_sync_log", "file_sync_mark", "recycle_claim", "recycle_takeout", "recycle_scan", "recycle_reset",
         "recycle_publish", "open_cur_cas", "base_cas", "cur_cas", "cell_cas", "seal_cas", "payload_write", "chunk_take", "attach_hazard", "hint_store",
     };
@@ -794,6 +856,7 @@ int main(int argc, char **argv) {
         TEST(a_rewrite_killed_anywhere_leaves_one_file_or_the_other),
 #endif
         TEST(many_partitions_share_the_threads),
+        TEST(many_partitions_live_within_few_descriptors),
         TEST(a_broker_killed_anywhere_loses_nothing),
     };
     int bad = 0;
