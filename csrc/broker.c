@@ -172,7 +172,7 @@ static void configure(sl_bp *p, const sl_broker_partition *given) {
 int sl_broker_add(sl_broker *b, const sl_broker_partition *given) {
     sl_partition *words = sl_cluster_partition(b->cluster, given->block);
     sl_waits *waits = sl_cluster_waits(b->cluster, given->block);
-    if (!words || !waits) return SL_E_INVALID;
+    if (!words || !waits || given->missing > given->base_offset) return SL_E_INVALID;
     if (sl_load_acquire(&words->state) != SL_PARTITION_LIVE) return SL_E_DELETED;
     sl_bp *p = calloc(1, sizeof *p);
     if (!p) return SL_E_NOMEM;
@@ -199,12 +199,13 @@ int sl_broker_add(sl_broker *b, const sl_broker_partition *given) {
     if (rc == 0) sl_ring_unused(b, p, first);
     if (rc > 0) rc = SL_OK;
     if (rc == SL_OK && p->dir) {
-        /* The files end at base_offset, and the caller has synced them. Memory may go on beyond; it goes on from there. */
-        p->durable = given->base_offset;
+        /* The files end there, and the caller has synced them. Memory may go on beyond; it goes on from there. */
+        uint64_t files_end = given->base_offset - given->missing;
+        p->durable = files_end;
         p->last_flushed = p->durable;
-        sl_spill_seek(b, p, given->base_offset);
-        rc = sl_log_advance(b->cluster, p->block, SL_WORD_SPILLED, p->leader_epoch, given->base_offset);
-        if (rc == SL_OK) rc = sl_log_advance(b->cluster, p->block, SL_WORD_DURABLE, p->leader_epoch, given->base_offset);
+        sl_spill_seek(b, p, files_end);
+        rc = sl_log_advance(b->cluster, p->block, SL_WORD_SPILLED, p->leader_epoch, files_end);
+        if (rc == SL_OK) rc = sl_log_advance(b->cluster, p->block, SL_WORD_DURABLE, p->leader_epoch, files_end);
     }
     if (rc == SL_OK) {
         p->seen_cur = sl_cur_number(sl_load_acquire(&words->cur));

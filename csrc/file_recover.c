@@ -375,6 +375,10 @@ int64_t sl_file_verify(const char *dir, const char *log_name, sl_file_problem *p
                                  || made.crc32c != cell.crc32c)) {
                 complain(&p, position, base + rel, SL_E_DAMAGED, "cell %llu does not match its frame", (unsigned long long)index);
             }
+            uint16_t flags;
+            memcpy(&flags, frame + offsetof(sl_frame, flags), 2);
+            if ((flags & SL_FF_KIND_MASK) == SL_FF_CONTROL && flags & SL_FF_LOST) /* the file is right, the log is not whole */
+                complain(&p, position, base + rel, SL_E_LOST, "%u records from here on were found damaged or missing before", sl_frame_rows(frame));
             int64_t ns = sl_frame_max_timestamp_ns(frame);
             if (ns > max_ns) max_ns = ns;
             rel += sl_frame_rows(frame);

@@ -74,6 +74,8 @@ class Partition:
         self.words: Any = None
         self.files: list[retention.FileFacts] = []  # closed ones
         self.written_down = 0  # log start as it stands in the checkpoint
+        self.witness = 0  # the offset up to which the second witness says that all was durable, and when it was written
+        self.witness_ns = 0
         self.seen_end = -1  # end of what was spilled, when we last looked, and when that was
         self.appended_ns = 0
 
@@ -418,15 +420,18 @@ class Broker:
         if words == ffi.NULL:
             raise IllegalStateError(f"block {partition.block} of {partition} is not there")
         partition.words = words
-        base = start = 0
+        base = start = missing = 0
         if partition.directory:
             found = recovery.recover(partition.directory, partition.offset("spilled") if self._in_memory(words) else None, partition.topic_id)
-            base, start = found.end, found.log_start
+            base, start, missing = found.end, found.log_start, found.missing
             partition.files = self._facts_of(partition, found.files)
             partition.written_down = recovery.read_checkpoint(partition.directory)
             if found.cut_bytes:
-                log(f"{partition}: {found.cut_bytes} bytes behind offset {base} were cut")
+                log(f"{partition}: {found.cut_bytes} bytes behind offset {base - missing} were cut")
+            if missing:
+                log(f"{partition}: {missing} records from offset {base - missing} on were on disk and are gone: a file was removed or damaged")
         given = self._options(partition, base)
+        given.missing = missing
         code = lib.sl_broker_add(self.handle, given)
         if code < 0:
             raise_code(code, f"{partition} cannot be opened: {ffi.string(lib.sl_strerror(code)).decode()}")
@@ -565,6 +570,7 @@ class Broker:
             seen_ns = int(partition.words.last_append_ns)  # by the wall clock: as good as ours while that was not stepped
             stepped = abs(wall_ns() - now_ns) > NS or seen_ns > now_ns
             partition.appended_ns = now_ns if stepped else max(partition.appended_ns, seen_ns)
+        self._bear_witness(partition)
         log_start = partition.offset("log_start")
         files = partition.files
         active = self._active_facts(partition)
@@ -578,6 +584,16 @@ class Broker:
             assert oldest is not None
             left_ns = oldest.appended_ns + partition.policy.retention_ns - now_ns + MS
             self.sweep_at_ns = min(self.sweep_at_ns, monotonic_ns() + max(left_ns, MS))
+
+    def _bear_witness(self, partition: Partition, *, at_once: bool = False) -> None:
+        """Notes how far the partition is durable, apart from its files (recovery.py says what for). What was dropped or trimmed needs no witness."""
+        durable = partition.offset("durable")
+        now = monotonic_ns()
+        if durable <= partition.witness or durable <= partition.offset("log_start"):
+            return
+        if at_once or now - partition.witness_ns > recovery.WITNESS_NS:
+            recovery.write_witness(partition.directory, durable)
+            partition.witness, partition.witness_ns = durable, now
 
     def _carry_out(self, partition: Partition, decision: retention.Decision) -> None:
         if decision.remove:
@@ -669,6 +685,7 @@ class Broker:
             if event.kind == lib.SL_EVENT_ROLLED:
                 if partition is not None:
                     try:
+                        self._bear_witness(partition, at_once=True)
                         self._refresh_files(partition, event.offset)
                     except (OSError, ShmlogError) as exc:
                         log(f"{name}: {exc}")
@@ -702,6 +719,12 @@ class Broker:
                 if now - refused_ns > GIVE_UP_NS:
                     break
         unspilled = 0 if code == lib.SL_OK else max(1, lib.sl_broker_unspilled_bytes(self.handle))
+        for partition in self.partitions.values():
+            try:
+                if partition.directory and not unspilled:
+                    self._bear_witness(partition, at_once=True)
+            except OSError as exc:
+                log(f"{partition}: {exc}")
         failure = None
         if unspilled:
             text = ffi.string(lib.sl_strerror(code)).decode()

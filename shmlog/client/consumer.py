@@ -87,7 +87,7 @@ class Consumer:
     max_poll_records        records in one poll(), if it is not told
     max_partition_fetch_bytes   about how much is taken from a partition before the next gets its turn
     max_leased_bytes        memory that batches may keep from being reused; beyond it the next batch is a private copy (counted in metrics())
-    check_crcs              check records against their CRC: CorruptRecordError names the record; seek past it to go on
+    check_crcs              check records against their CRC: CorruptRecordError names the record; seek to its end_offset to go on
     isolation_level         "read_uncommitted" or "read_committed" (the same until transactions exist)
     tether                  for memory-only topics with shmlog.full=block: producers wait for this consumer instead of overwriting what it has not read
 
@@ -272,7 +272,7 @@ class Consumer:
         come again).
 
         OffsetOutOfRangeError, NoOffsetForPartitionError (auto_offset_reset="none"), CorruptRecordError (the position stays at the damaged record:
-        seek past it), UnknownTopicOrPartitionError when a topic was deleted, BrokerNotRunningError while waiting for a dead cluster. What a
+        seek to the error's end_offset, behind all that is damaged or lost there), UnknownTopicOrPartitionError when a topic was deleted, BrokerNotRunningError while waiting for a dead cluster. What a
         deserializer raises comes through, once the records before it are delivered.
         """
         most = self._max_poll_records if max_records is None else max_records
@@ -1054,12 +1054,15 @@ class Consumer:
             at = int(lib.sl_reader_position(part.reader))
             if at > part.position:
                 part.position = at  # what lies between held no record
+            behind = int(lib.sl_reader_damage_end(part.reader))
+            lost = f"{behind - part.position:,} records failed" if behind > part.position + 1 else "the record failed"
             raise errors.CorruptRecordError(
-                f"{where}@{part.position}: the record failed its check and is not delivered",
+                f"{where}@{part.position}: {lost} the check or were lost, and cannot be delivered",
                 topic=topic,
                 partition=partition,
                 offset=part.position,
-                hint=f"seek({part.tp!r}, {part.position + 1}) goes on behind it; `shmlog verify` lists all damage",
+                end_offset=behind,
+                hint=f"seek({part.tp!r}, {behind}) goes on behind it; `shmlog verify` lists all damage",
             )
         if code == lib.SL_E_DELETED:
             raise errors.UnknownTopicIdError(f"topic {topic!r} was deleted", topic=topic, partition=partition)

@@ -129,7 +129,7 @@ def test_remains_of_a_killed_broker_are_removed(tmp_path: Path) -> None:
     (tmp_path / name(99).replace(".log", ".cells")).write_bytes(b"x" * 5000)
     (tmp_path / "log_start.tmp").write_bytes(b"{")
     assert recovery.recover(str(tmp_path), None).end == 10
-    assert sorted(os.listdir(tmp_path)) == [name(0).replace(".log", ".cells"), name(0)]
+    assert sorted(os.listdir(tmp_path)) == [name(0).replace(".log", ".cells"), name(0), recovery.WITNESS]
 
 
 def test_lost_cells_are_made_again(tmp_path: Path) -> None:
@@ -157,3 +157,43 @@ def test_removing_files_may_be_repeated(tmp_path: Path) -> None:
         recovery.remove_files(str(tmp_path), (name(0),))
     found = recovery.recover(str(tmp_path), None)
     assert (found.log_start, found.end, len(found.files)) == (10, 15, 1)
+
+
+def test_what_was_durable_is_missing_when_the_newest_file_is_gone(tmp_path: Path) -> None:
+    write_file(tmp_path, write_file(tmp_path, 0, 10), 5, leader_epoch=2)
+    (tmp_path / name(10, 2)).unlink()  # its cell table still bears the mark of the last sync
+    found = recovery.recover(str(tmp_path), None, TOPIC)
+    assert (found.end, found.missing) == (15, 5)
+    assert [e.name for e in found.files] == [name(0)]
+    assert not (tmp_path / name(10, 2).replace(".log", ".cells")).exists()
+    assert recovery.recover(str(tmp_path), None, TOPIC) == found  # the note took over from the mark
+
+
+def test_what_was_durable_is_missing_when_the_end_is_gone_and_only_the_note_knows(tmp_path: Path) -> None:
+    write_file(tmp_path, write_file(tmp_path, 0, 10), 5, leader_epoch=2)
+    recovery.write_witness(str(tmp_path), 15)
+    path = tmp_path / name(10, 2)
+    with path.with_suffix(".cells").open("r+b") as file:
+        file.write(b"\xff" * 1024)  # the header page, with the mark
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 100)
+    found = recovery.recover(str(tmp_path), None, TOPIC)
+    assert (found.end, found.missing) == (15, 1)
+    for suffix in (".log", ".cells"):
+        path.with_suffix(suffix).unlink()
+    found = recovery.recover(str(tmp_path), None, TOPIC)
+    assert (found.end, found.missing) == (15, 5)
+
+
+def test_a_torn_note_says_nothing(tmp_path: Path) -> None:
+    write_file(tmp_path, 0, 10)
+    recovery.write_witness(str(tmp_path), 12)
+    (tmp_path / recovery.WITNESS).write_bytes((tmp_path / recovery.WITNESS).read_bytes().replace(b"12", b"92"))
+    assert recovery.recover(str(tmp_path), None, TOPIC).missing == 0
+
+
+def test_with_memory_intact_nothing_is_called_missing(tmp_path: Path) -> None:
+    write_file(tmp_path, 0, 10)
+    recovery.write_witness(str(tmp_path), 10)
+    (tmp_path / name(0)).unlink()
+    assert recovery.recover(str(tmp_path), 10).missing == 0  # the C threads look in memory first

@@ -697,6 +697,48 @@ def test_a_file_cut_short_costs_what_was_in_it_and_is_named(cluster: RealCluster
     assert cluster.command("verify", check=False).returncode == 5
 
 
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def remove_both(path: Path) -> None:
+    path.unlink()
+    path.with_suffix(".cells").unlink()
+
+
+@pytest.mark.parametrize("damage", [remove, remove_both])
+def test_the_newest_file_removed_is_reported_and_its_offsets_are_not_given_out_again(cluster: RealCluster, damage: Callable[[Path], None]) -> None:
+    with Admin(cluster.address) as admin, Producer(cluster.address, acks="disk") as p:
+        admin.create_topics([NewTopic("t", 1, config={**SMALL_RING, "segment.bytes": "65536"})])
+        for i in range(1000):
+            p.send("t", b"%08d" % i + KIB)
+    cluster.command("down")
+    newest = files_of(cluster)[-1]
+    base = int(newest.name[:20])
+    assert 0 < base < 1000
+    damage(newest)
+    verify = cluster.command("verify", check=False)
+    assert verify.returncode == 5 and f"offset {base}" in verify.stdout and "1000" in verify.stdout, verify
+    cluster.up()
+    with Producer(cluster.address, acks="disk") as p:
+        assert p.send("t", b"%08d" % 1000 + KIB).result(timeout=60).offset == 1000
+    with Consumer(bootstrap_servers=cluster.address, auto_offset_reset="earliest") as c:
+        c.assign([T0])
+        found: list[int] = []
+        gaps = []
+        while c.position(T0) < 1001:
+            try:
+                found += numbers(c.poll(timeout_ms=1000).get(T0, []))
+            except errors.CorruptRecordError as error:
+                gaps.append((error.offset, error.end_offset))
+                c.seek(T0, error.end_offset)
+    assert found == [*range(base), 1000]
+    assert gaps == [(base, 1000)]  # in one step
+    verify = cluster.command("verify", check=False)
+    assert verify.returncode == 5 and f"{1000 - base} records" in verify.stdout, verify  # a typed gap is a gap
+    cluster.command("down")
+
+
 def newer(path: Path) -> None:
     at = ffi.offsetof("sl_file_header", "disk_version")
     with path.open("r+b") as file:
