@@ -116,8 +116,8 @@ int sl_file_create(const char *dir, uint64_t base_offset, uint32_t leader_epoch,
     return SL_OK;
 
 failed:
-    if (made_log) unlinkat(dir_fd, log_name, 0);
-    if (made_cells) unlinkat(dir_fd, cells_name, 0);
+    if (made_log) sl_remove_below(dir_fd, log_name);
+    if (made_cells) sl_remove_below(dir_fd, cells_name);
     close(dir_fd);
     free_file(file);
     return code;
@@ -144,6 +144,7 @@ static int write_pieces(int fd, struct iovec *iov, size_t n, uint64_t position) 
         if (done < 0 && errno == EINTR) continue;
         if (done <= 0) return done ? sl_io_code() : SL_E_IO;
         position += (uint64_t)done;
+        SL_FAILPOINT(file_step);
         size_t left = (size_t)done;
         while (n && left >= iov->iov_len) {
             left -= iov->iov_len;
@@ -264,7 +265,7 @@ int sl_file_append(sl_file *file, const sl_file_piece *pieces, size_t n, uint64_
         file->max_timestamp_ns = max_timestamp_ns;
         file->page_crc = page_crc;
         /* Cells first, so that none names a frame that is gone. */
-        if (ftruncate(file->cells_fd, (off_t)sl_cell_position(file->cells)) != 0 || ftruncate(file->log_fd, (off_t)file->log_bytes) != 0) {
+        if (sl_cut_at(file->cells_fd, sl_cell_position(file->cells)) != SL_OK || sl_cut_at(file->log_fd, file->log_bytes) != SL_OK) {
             sl_store_relaxed(&file->failed, 1);
             code = SL_E_IO;
         }
@@ -336,6 +337,7 @@ int sl_file_install(sl_file *file, const char *from_dir, const char *to_dir) {
         sl_file_make_name(name, file->base_offset, file->leader_epoch, i ? "cells" : "log");
         if (renameat(from, name, to, name) != 0) code = sl_io_code();
         SL_FAILPOINT(file_install_renamed);
+        SL_FAILPOINT(file_step);
         if (code == SL_OK && fsync(to) != 0) code = sl_io_code();
         SL_FAILPOINT(file_install_synced);
     }

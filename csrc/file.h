@@ -18,6 +18,8 @@ int sl_code_of_errno(void);
 int sl_io_code(void);
 int64_t sl_read_at(int fd, void *to, uint64_t bytes, uint64_t position);   /* bytes read, fewer only at the end of the file; or SL_E_IO */
 int sl_write_at(int fd, const void *from, uint64_t bytes, uint64_t position);
+int sl_cut_at(int fd, uint64_t bytes);
+int sl_remove_below(int dir_fd, const char *name);
 int sl_size_of(int fd, uint64_t *bytes);
 void sl_close_fd(int *fd);
 int sl_open_directory(const char *dir);

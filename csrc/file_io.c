@@ -50,6 +50,7 @@ int sl_write_at(int fd, const void *from, uint64_t bytes, uint64_t position) {
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return n ? sl_io_code() : SL_E_IO;
         done += (uint64_t)n;
+        SL_FAILPOINT(file_step);
     }
     return SL_OK;
 }
@@ -58,6 +59,18 @@ int sl_size_of(int fd, uint64_t *bytes) {
     struct stat s;
     if (fstat(fd, &s) != 0) return sl_io_code();
     *bytes = s.st_size < 0 ? 0 : (uint64_t)s.st_size;
+    return SL_OK;
+}
+
+int sl_cut_at(int fd, uint64_t bytes) {
+    if (ftruncate(fd, (off_t)bytes) != 0) return sl_io_code();
+    SL_FAILPOINT(file_step);
+    return SL_OK;
+}
+
+int sl_remove_below(int dir_fd, const char *name) {
+    if (unlinkat(dir_fd, name, 0) != 0) return sl_code_of_errno();
+    SL_FAILPOINT(file_step);
     return SL_OK;
 }
 
@@ -73,6 +86,7 @@ int sl_open_directory(const char *dir) {
 
 int sl_open_below(int dir_fd, const char *name, int flags) {
     int fd = openat(dir_fd, name, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (flags & O_CREAT) SL_FAILPOINT(file_step);
     return fd >= 0 ? fd : sl_code_of_errno();
 }
 

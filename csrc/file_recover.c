@@ -185,13 +185,13 @@ static int recovery_finish(recovery *r, uint64_t cells_bytes) {
     sl_file_mark mark, old;
     int code;
     SL_FAILPOINT(file_recover_walked);
-    if (r->log.size != r->position && ftruncate(r->log.fd, (off_t)r->position) != 0) return sl_io_code();
+    if (r->log.size != r->position && (code = sl_cut_at(r->log.fd, r->position)) != SL_OK) return code;
     SL_FAILPOINT(file_recover_cut);
     if (fdatasync(r->log.fd) != 0) return sl_io_code();
     uint64_t partial = r->index % SL_CELLS_PER_PAGE * sizeof(sl_file_cell);
     if (partial && (code = recovery_write_page(r, r->index / SL_CELLS_PER_PAGE, partial)) != SL_OK) return code;
     SL_FAILPOINT(file_recover_cells);
-    if (cells_bytes != sl_cell_position(r->index) && ftruncate(r->cells.fd, (off_t)sl_cell_position(r->index)) != 0) return sl_io_code();
+    if (cells_bytes != sl_cell_position(r->index) && (code = sl_cut_at(r->cells.fd, sl_cell_position(r->index))) != SL_OK) return code;
     if (!r->table_there) {
         /* A header says that what the table does not prove is to be cut: it comes last, when all cells are on disk. */
         if (fdatasync(r->cells.fd) != 0) return sl_io_code();
@@ -253,9 +253,9 @@ static int64_t recover(recovery *r, int dir_fd, const char *log_name, uint64_t c
     if (code == SL_E_DAMAGED && never_synced(r, dir_fd, cells_name)) code = SL_E_HALFMADE;
     if (code == SL_E_HALFMADE) {
         /* Nothing in it was ever synced. The .log goes last, for it is what names both. */
-        if (unlinkat(dir_fd, cells_name, 0) != 0 && errno != ENOENT) return sl_code_of_errno();
+        if ((code = sl_remove_below(dir_fd, cells_name)) != SL_OK && code != SL_E_NOENT) return code;
         SL_FAILPOINT(file_recover_remove);
-        if (unlinkat(dir_fd, log_name, 0) != 0) return sl_code_of_errno();
+        if ((code = sl_remove_below(dir_fd, log_name)) != SL_OK) return code;
         if (fsync(dir_fd) != 0) return sl_io_code();
         *cut_bytes = r->log.size;
         return (int64_t)base_offset;

@@ -113,8 +113,8 @@ static int rewrite_dir(const sl_bp *p, char path[PATH_MAX]) { return snprintf(pa
 static void remove_rewrite(const sl_bp *p, uint64_t base) {
     char dir[PATH_MAX], path[PATH_MAX + 80], name[64];
     if (rewrite_dir(p, dir) < 0) return;
-    for (int i = 0; i < 2; i++) {
-        sl_segment_file_name(name, sizeof name, base, p->leader_epoch, i ? "cells" : "log");
+    for (int i = 0; i < 2; i++) { /* the .log last: a table alone in there is what an install left over */
+        sl_segment_file_name(name, sizeof name, base, p->leader_epoch, i ? "log" : "cells");
         snprintf(path, sizeof path, "%s/%s", dir, name);
         unlink(path);
     }

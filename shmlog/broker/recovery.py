@@ -120,11 +120,34 @@ def _check_topic(directory: str, name: str, topic_id: bytes) -> None:
 
 def _remove_remains(directory: str) -> None:
     """What a killed broker left half done: a rewrite, and cells whose .log never came (a cell table alone says nothing)."""
+    _finish_rewrite(directory)
     shutil.rmtree(os.path.join(directory, REWRITE), ignore_errors=True)
     names = set(os.listdir(directory))
     for name in names:
         if name.endswith(".tmp") or (name.endswith(".cells") and name[:-6] + ".log" not in names):
             os.unlink(os.path.join(directory, name))
+
+
+def _finish_rewrite(directory: str) -> None:
+    """A rewrite killed between its two renames: the .log is in place, and its table, the only witness of large payloads, is not yet."""
+    rewrite = os.path.join(directory, REWRITE)
+    try:
+        names = os.listdir(rewrite)
+    except FileNotFoundError:
+        return
+    for name in names:
+        log_name = name.removesuffix(".cells") + ".log"
+        if name.endswith(".cells") and log_name not in names and _made_together(os.path.join(rewrite, name), os.path.join(directory, log_name)):
+            os.replace(os.path.join(rewrite, name), os.path.join(directory, name))
+
+
+def _made_together(cells: str, log: str) -> bool:
+    """The headers agree but for magic and CRC (sl_cells_belong() in file_io.c)."""
+    try:
+        with open(cells, "rb") as a, open(log, "rb") as b:
+            return a.read(252)[8:] == b.read(252)[8:] != b""
+    except FileNotFoundError:
+        return False
 
 
 def _remove_file(directory: str, name: str) -> None:

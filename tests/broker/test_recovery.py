@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -197,3 +200,93 @@ def test_with_memory_intact_nothing_is_called_missing(tmp_path: Path) -> None:
     recovery.write_witness(str(tmp_path), 10)
     (tmp_path / name(0)).unlink()
     assert recovery.recover(str(tmp_path), 10).missing == 0  # the C threads look in memory first
+
+
+CHANGES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate"}
+
+
+def killed_before(change: int, body: Callable[[], object]) -> bool:
+    """Runs body in a child that dies before its change-th change of a directory or file (as Python's own audit events count them); whether it did."""
+    pid = os.fork()
+    if pid == 0:
+        left = change
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal left
+            if event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_CREAT | os.O_WRONLY | os.O_RDWR)):
+                left -= 1
+                if left == 0:
+                    os._exit(9)
+
+        sys.addaudithook(hook)
+        try:
+            body()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, 9)
+    return code == 9
+
+
+def a_log_after_a_bad_day(directory: Path) -> None:
+    """Files trimmed halfway, a rewrite installed halfway, the newest .log removed by hand: all that recovery has a step for."""
+    for path in sorted(directory.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    write_file(directory, 0, 10)
+    write_file(directory, 10, 10)
+    write_file(directory, 20, 10, sync=False)
+    rewrite = directory / recovery.REWRITE
+    rewrite.mkdir()
+    write_file(rewrite, 25, 10, size=5000)
+    (rewrite / name(25)).rename(directory / name(25))
+    write_file(directory, 35, 5)
+    (directory / name(35)).unlink()
+    recovery.write_checkpoint(str(directory), 12)
+    (directory / name(0).replace(".log", ".cells")).unlink()
+    (directory / "log_start.tmp").write_bytes(b"{")
+
+
+def test_recovery_killed_before_any_of_its_changes_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    a_log_after_a_bad_day(tmp_path)
+    want = recovery.recover(str(tmp_path), None, TOPIC)
+    assert (want.log_start, want.end, want.missing) == (12, 40, 5)
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".log"}
+    change = 1
+    while True:
+        a_log_after_a_bad_day(tmp_path)
+        killed = killed_before(change, lambda: recovery.recover(str(tmp_path), None, TOPIC))
+        again = recovery.recover(str(tmp_path), None, TOPIC)
+        assert again._replace(cut_bytes=0) == want._replace(cut_bytes=0), change
+        assert {path.name: path.stat().st_size for path in tmp_path.iterdir() if path.suffix == ".log"} == {n: len(b) for n, b in left.items()}
+        for entry in again.files:
+            problems = ffi.new("size_t *")
+            check(lib.sl_file_verify(os.fsencode(tmp_path), entry.name.encode(), ffi.NULL, 0, problems))
+            assert problems[0] == (entry.base_offset == 0), (change, entry)  # trimmed away in part: its table is gone, and nobody reads it
+        if not killed:
+            break
+        change += 1
+    assert change > 6
+
+
+def test_a_trim_killed_before_any_of_its_changes_loses_only_what_it_was_told_to(tmp_path: Path) -> None:
+    change = 1
+    while True:
+        for path in tmp_path.iterdir():
+            path.unlink()
+        write_file(tmp_path, write_file(tmp_path, write_file(tmp_path, 0, 10), 10), 10)
+        recovery.write_checkpoint(str(tmp_path), 3)
+
+        def trim() -> None:
+            recovery.write_checkpoint(str(tmp_path), 20)
+            recovery.remove_files(str(tmp_path), (name(0), name(10)))
+
+        killed = killed_before(change, trim)
+        found = recovery.recover(str(tmp_path), None, TOPIC)
+        assert found.end == 30 and found.missing == 0 and found.log_start in (3, 20)
+        assert found.log_start >= found.files[0].base_offset
+        assert found.log_start == 20 or len(found.files) == 3
+        if not killed:
+            break
+        change += 1
+    assert change > 5

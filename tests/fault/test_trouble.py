@@ -717,7 +717,7 @@ def test_the_newest_file_removed_is_reported_and_its_offsets_are_not_given_out_a
     base = int(newest.name[:20])
     assert 0 < base < 1000
     damage(newest)
-    verify = cluster.command("verify", check=False)
+    verify = cluster.command("verify", str(newest.parent), check=False)
     assert verify.returncode == 5 and f"offset {base}" in verify.stdout and "1000" in verify.stdout, verify
     cluster.up()
     with Producer(cluster.address, acks="disk") as p:
