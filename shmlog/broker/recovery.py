@@ -8,10 +8,11 @@ Every step may be killed and repeated. The caller holds the directory's lock and
 
 `log_start` is a small file of its own: where a trimmed log begins, and, when retention has removed every file, where it goes on.
 
-How far the log was on disk is known from more than the files that may be lost or damaged: `durable` is a second small file, written over in place while
-the broker lives (at a roll, at an orderly end, and each WITNESS_NS while records come), and each cell table bears the mark of its last sync, also when its
-.log is gone. If the files end before that, offsets that were promised are missing: they are never given out again, the log goes on behind them with a LOST
-range that readers report. Neither file is synced for itself: the kernel writes them within seconds, and what they guard against is not a power cut.
+How far the log was on disk is known from more than the files that may be lost or damaged: `durable` is a second small file, written over in place
+while the broker lives (at a roll, at an orderly end, and each WITNESS_NS while records come), and each cell table bears the mark of its last sync,
+also when its .log is gone. If the files end before that, offsets that were promised are missing: they are never given out again, the log goes on
+behind them with a LOST range that readers report. `durable` is not synced for itself: the kernel writes it within seconds, and what it guards against
+is not a power cut.
 """
 
 from __future__ import annotations
