@@ -597,11 +597,12 @@ class Replication(threading.Thread):
     def _open(self, following: Following) -> None:
         role = following.role
         found = recovery.recover(role.directory, None, role.topic_id)
-        following.end_offset = following.durable_offset = found.end
+        end = found.end - found.missing  # what was on disk once and is gone is fetched again
+        following.end_offset = following.durable_offset = end
         following.last_epoch = found.files[-1].leader_epoch if found.files else 0
         out = ffi.new("sl_replica **")
         code = lib.sl_replica_open(
-            os.fsencode(role.directory), role.number, role.topic_id, self.cluster_id, found.end, following.last_epoch, role.file_roll_bytes, out
+            os.fsencode(role.directory), role.number, role.topic_id, self.cluster_id, end, following.last_epoch, role.file_roll_bytes, out
         )
         if code < 0:
             raise ShmlogError(f"{role.directory}: {ffi.string(lib.sl_strerror(code)).decode()}")
