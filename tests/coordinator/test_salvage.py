@@ -39,7 +39,7 @@ class Memory:
             if number not in living:
                 self.blocks[number] = block._replace(live=False, deleted=True)
         for topic in view.topics.values():
-            flags = metadata.partition_flags(view, topic)
+            flags = metadata.partition_flags(view, topic, number)
             size = config.topic_config(topic.config).max_message_bytes
             for n, p in enumerate(topic.partitions):
                 self.blocks[p.block] = salvage.Block(
