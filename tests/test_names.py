@@ -22,12 +22,9 @@ OTHERWISE_NAMED = {
 }
 # What no model has, and why.
 NOT_MODELLED = {
-    "advance": "a word moved up by CAS with its epoch; spilling is one step in the models",
     "bell": "the broker's own sleep, an announce and a look as in wakeup.pml",
     "durable": "files",
-    "fence_cas": "leader change (m3_leader in append_protocol.md)",
     "object_ready": "the making of a shared object",
-    "open_cur_cas": "leader change",
     "room": "producers that wait for a successor: as in wakeup.pml",
     "sync_wanted": "files",
     "view_changed": "the coordinator's view",
