@@ -113,10 +113,14 @@ class Rows:
         rows, client.rows = client.rows, set()
         self._forget_client(client)
         rows |= {row for row, owner in self.lingering.items() if owner is client}
+        if rows:
+            self._wake_all()
         for row in sorted(rows):
             self._clean_row(row, None)
-        if rows:
-            lib.sl_wake_all(self.memory.handle, 0xFFFFFFFF)  # it may have died owing somebody a wake
+
+    def _wake_all(self) -> None:
+        """Somebody may have died owing a wake. Before his row is cleaned: once it is free nobody knows of it, and we may be killed next."""
+        lib.sl_wake_all(self.memory.handle, 0xFFFFFFFF)
 
     def _forget_client(self, client: Client) -> None:
         if self.clients.get(client.pid) is client:
@@ -155,6 +159,7 @@ class Rows:
 
     def adopt(self) -> None:
         """Rows that a predecessor gave out. The certificate comes from pid and start ticks in the row, checked behind a pidfd."""
+        dead: list[int] = []
         for row in range(lib.sl_cluster_rows_used(self.memory.handle)):
             r = lib.sl_cluster_row(self.memory.handle, row)
             if r.state == lib.SL_ROW_FREE:
@@ -168,4 +173,8 @@ class Rows:
             if r.state == lib.SL_ROW_LIVE and client is not None:
                 client.rows.add(row)
             else:
-                self._clean_row(row, None)
+                dead.append(row)
+        if dead:
+            self._wake_all()
+        for row in dead:
+            self._clean_row(row, None)
