@@ -757,7 +757,8 @@ static int wait_word(sl_cluster *cluster, uint32_t row_index, uint32_t block, co
             uint32_t storage = sl_load_acquire(&p->storage_state);
             return storage == SL_STORAGE_DISK_FULL ? SL_E_DISK_FULL : storage == SL_STORAGE_DISK_ERROR ? SL_E_IO : SL_E_TIMEOUT;
         }
-        if (which == SL_WORD_DURABLE && !sl_load_acquire(&p->sync_wanted)) sl_store_sc(&p->sync_wanted, 1);
+        /* SYNC sync_wanted: sc, behind the cell_cas of what we wait for; pairs with spill_batch(): cleared, then the cells */
+        if (which == SL_WORD_DURABLE && !sl_load_sc(&p->sync_wanted)) sl_store_sc(&p->sync_wanted, 1);
         sl_bell_ring(cluster, sl_load_relaxed(&p->bell_process));
         uint32_t seen = sl_sleep_begin(row, SL_SLEEPS_FUTEX);
         sl_bits_set(waits->commit, row_index);
