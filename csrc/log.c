@@ -144,7 +144,7 @@ int sl_hold_seal(sl_hold *s) {
         uint64_t w = 0;
         uint32_t rel = s->index == 0 ? 0 : sl_cell_end(s->prev);
         SL_FAILPOINT(seal_cas);
-        if (sl_cas_sc(&s->map->cells[s->index], &w, sl_cell_make(SL_CELL_SEAL, 0, rel, 0, s->number))) return SL_OK; /* SYNC seal_cas: as cell_cas */
+        if (sl_cas_sc(&s->map->cells[s->index], &w, sl_cell_make(SL_CELL_SEAL, 0, rel, 0, s->number))) return SL_OK; /* SYNC seal_cas: pairs as cell_cas */
     }
 }
 
@@ -158,7 +158,7 @@ int sl_hold_rotate(sl_hold *s) {
     if (rc < 0) return rc == SL_E_NOENT ? SL_OK : rc; /* recycled meanwhile: then `cur` has moved */
     uint32_t other = 1 - s->h;
     SL_FAILPOINT(rotate_hazard_next);
-    sl_store_sc(&s->row->hazard[other], sl_pin_make(s->block, next)); /* SYNC rotate_hazard_next: a helper names what it writes into (flaw F2) */
+    sl_store_sc(&s->row->hazard[other], sl_pin_make(s->block, next)); /* SYNC rotate_hazard_next: a helper names what it writes into (flaw F2); pairs with recycle_scan */
     SL_FAILPOINT(rotate_recheck);
     rc = SL_OK;
     if (sl_load_sc(&s->p->cur) == s->cur) {
@@ -287,7 +287,7 @@ static void take_out(sl_cluster *cluster, uint32_t block, sl_partition *p, uint6
                 sl_fetch_add_relaxed(&p->dropped_records, end - from);
             }
         }
-        if (sl_cas_sc(slot, &d, sl_dir_make(sl_dir_epoch(d), r, 0))) return; /* SYNC recycle_takeout: then scan */
+        if (sl_cas_sc(slot, &d, sl_dir_make(sl_dir_epoch(d), r, 0))) return; /* SYNC recycle_takeout: then scan; pairs with pin_store */
     }
 }
 

@@ -2,8 +2,8 @@
 //! of the C; then each order is weakened in turn, and some execution must break the scenario's assertion, or ../ORDERS.md says why it may be weaker.
 //!
 //! loom treats SeqCst accesses as AcqRel, but knows SeqCst fences. So a pair of which each side stores and then loads (seq_cst accesses in C) has
-//! a fence between the two here, and "weakened" takes the fence away: what is shown is that both sides need the order, and that with it nothing is missed. That seq_cst *accesses* give
-//! what these fences give is C11 29.3 (both loads and both stores are in the one total order), and ../orders.pml has it as hardware does it.
+//! a fence between the two here, and "weakened" takes the fence away: what is shown is that both sides need the order, and that with it nothing is missed. That seq_cst *accesses*
+//! give what these fences give is argued in ../ORDERS.md, not shown.
 //! Plain bytes (payload, header, cells in a reset) are loom cells, which report any two accesses that nothing orders.
 
 use loom::cell::UnsafeCell;
@@ -151,6 +151,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "room", run: |o| both_look(o, "room", "recycle_publish"), must: &["room", "recycle_publish"], may: &[] },
     Scenario { name: "bell", run: |o| both_look(o, "bell", "bell_sleeping"), must: &["bell", "bell_sleeping"], may: &[] },
     Scenario { name: "durable", run: |o| both_look(o, "wait durable", "durable"), must: &["wait durable", "durable"], may: &[] },
+    Scenario { name: "sync wanted", run: |o| both_look(o, "wait_word", "sync_wanted"), must: &["wait_word", "sync_wanted"], may: &[] },
     Scenario { name: "tether, claim", run: |o| both_look(o, "tether", "recycle_claim"), must: &["tether", "recycle_claim"], may: &[] },
 ];
 
