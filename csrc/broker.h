@@ -1,4 +1,4 @@
-/* Between spill.c and ring.c: what a broker's C threads know of their partitions. Private memory of one process; nothing here is shared or kept. */
+/* Between broker.c, spill.c, gather.c and ring.c: what a broker's C threads know of their partitions. Private memory of one process; nothing here is shared or kept. */
 #ifndef SHMLOG_BROKER_H
 #define SHMLOG_BROKER_H
 #include <pthread.h>
@@ -11,6 +11,13 @@
 #define SL_RETRY_NS INT64_C(200000000)           /* a disk or a /dev/shm that refused is asked again after this */
 #define SL_RING_BUFFERS 48                       /* SL_DIR_SLOTS and what waits between two states */
 #define SL_EVENTS 256
+#define SL_FDS_A_PARTITION 3                     /* .log, .cells, and the segment it is copied from */
+#define SL_FDS_SPARE 16                          /* for all else that comes and goes: sockets, recovery, mapping a segment */
+#define SL_REST_NS INT64_C(1000000000)           /* a partition without news for this long holds no descriptor */
+#define SL_RAW_BYTES (1u << 20)                   /* a batch */
+#define SL_RAW_ROOM (SL_RAW_BYTES + (64u << 10))   /* and the tail of its last frame */
+#define SL_BATCH_PIECES 4096u
+#define SL_BATCH_LOST 16u                        /* LOST frames in one batch */
 
 /* A segment this broker made or adopted. In a partition's list while the directory names it (or a recycler is at work on it), else in the pool or in limbo. */
 typedef struct sl_buffer {
@@ -50,9 +57,12 @@ typedef struct sl_bp {       /* a partition of this broker */
     uint64_t last_flushed;   /* durable when `unsynced_ns` was taken */
     int64_t unsynced_ns;     /* first byte written since the last sync; 0 none */
     int64_t retry_ns;        /* not before */
+    int64_t sync_retry_ns;   /* the same for its syncs */
     int64_t checked_disk_ns;
     uint64_t unchecked_bytes, disk_headroom; /* written since; free above the reserve, when it was checked last */
     uint64_t rewrite_to;     /* a sync failed: the new file replaces all up to here; 0 no rewrite under way */
+    int open;                /* `file` is not resting: counted in n_open */
+    int64_t written_ns;      /* when something was last written to it */
     uint64_t failed_base;    /* the file whose sync failed ... */
     sl_file_reader *failed_reader; /* ... while it is read back */
     int roll_asked, rolling; /* rolling: paused until the sync thread has synced and closed the file */
@@ -96,6 +106,8 @@ struct sl_broker {
     int event_fd;
     sl_bp *partitions;
     uint32_t n_partitions;
+    uint32_t n_open, max_open; /* partitions whose file is open, and how many may be: RLIMIT_NOFILE must do for them all */
+    int64_t said_fds_ns;     /* when running out of descriptors was last news */
     uint32_t n_busy;         /* partitions written in the last second; counted once a pass */
     uint64_t idle_bytes;     /* memory of the others */
     sl_buffers pool, limbo;
@@ -111,7 +123,35 @@ struct sl_broker {
     uint64_t event_head, event_tail;
 };
 
+/* What goes to a file in one append. Filled by sl_gather(). */
+typedef struct sl_batch {
+    sl_file_piece pieces[SL_BATCH_PIECES];
+    uint64_t offsets[SL_BATCH_PIECES];
+    uint64_t words[SL_BATCH_PIECES];
+    _Alignas(64) uint8_t lost[SL_BATCH_LOST][128];
+    size_t n, n_lost;
+    uint64_t end_offset, bytes, records;
+    uint32_t cell;            /* where the next batch begins */
+    int seeking, sealed, more;
+} sl_batch;
+
+/* gather.c */
+void sl_spill_leave(sl_broker *b, sl_bp *p);
+/* Steps 23-25: a hazard word on the segment, then a second look whether the directory still names it. 1 held (p->map), 0 it is not there, < 0 an error. */
+int sl_spill_hold(sl_broker *b, sl_bp *p, uint64_t number);
+void sl_spill_release(sl_broker *b);
+uint64_t sl_spill_base(const sl_map *map, uint64_t number);      /* offset of a segment's first record, UINT64_MAX if its base word does not say */
+/* Goes to the segment that holds `offset`, else to the oldest there is above it: what is missing between becomes a LOST frame. */
+void sl_spill_seek(sl_broker *b, sl_bp *p, uint64_t offset);
+int sl_gather(sl_broker *b, sl_bp *p, sl_batch *t, uint64_t base); /* fills a batch from segment p->number, which is held; < 0 only when memory is missing here */
+void sl_salvage_close(sl_bp *p);
+void sl_segment_file_name(char *to, size_t room, uint64_t base, uint32_t leader_epoch, const char *kind);
+
 /* spill.c */
+void *sl_spill_main(void *broker);
+void *sl_sync_main(void *broker);
+void sl_roll_now(sl_broker *b, sl_bp *p);
+void sl_file_counted(sl_broker *b, sl_bp *p, int open); /* after p->file was opened or closed */
 void sl_broker_say(sl_broker *b, uint32_t kind, uint32_t block, int code, int saved_errno, uint64_t offset, uint64_t count, const char *what, ...)
     __attribute__((format(printf, 8, 9)));
 void sl_storage_update(sl_broker *b, sl_bp *p);   /* the worse of disk and ring, into the partition's words; says so and wakes when it changed */
