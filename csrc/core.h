@@ -1,4 +1,4 @@
-/* What the C core offers to the Python side (by cffi, verbatim) and its files to each other. A library for C programs (shmlog.h) is not there yet.
+/* What the C core offers to the Python side (by cffi, verbatim), to the library for C programs (shmlog.h, shmlog.c) and its files to each other.
  *
  * One int64_t or int return carries a result (>= 0) or a code (SL_E_*, < 0). Deadlines are absolute CLOCK_MONOTONIC nanoseconds; 0 = do not
  * wait. No function waits without one, allocates on the append or poll path, or calls back. A call that a signal interrupts while it waits returns
@@ -336,6 +336,7 @@ int sl_row_names_block(const sl_row *row, uint32_t block);            /* 1: a ha
 
 /* ---- between the files of the core -------------------------------------------------------------------------------------------------- */
 void sl_set_errno(int saved_errno);
+int sl_process_alive(uint32_t pid, uint64_t start_ticks);   /* exactly this process runs (a zombie does not) */
 
 typedef struct sl_map {            /* a mapped segment; cached by buffer id, counted */
     sl_segment *segment;
