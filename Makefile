@@ -1,4 +1,4 @@
-# One word per job: build check test test-all models demo bench bench-full wheel install-c clean.
+# One word per job: build check test test-all models demo bench bench-full figures wheel install-c clean.
 # Variables: PYTHON (makes the environment), VENV (where it is, .venv), SHARD=k/n (test-all), JOBS (pytest -n), PREFIX and DESTDIR (install-c).
 # An environment of your own: make PYTHON=/path/bin/python VENV=/path test
 
@@ -26,7 +26,7 @@ VERSION     = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 STAMP   := build/stamp$(subst /,-,$(abspath $(VENV)))
 
 .DELETE_ON_ERROR:
-.PHONY: help build check test test-c test-c-long test-c-tsan test-c-aarch64 test-all models demo bench bench-full wheel install-c clean prerequisites
+.PHONY: help build check test test-c test-c-long test-c-tsan test-c-aarch64 test-all models demo bench bench-full figures wheel install-c clean prerequisites
 help:
 	@sed -n '1,3s/^# *//p' Makefile
 
@@ -87,6 +87,11 @@ check: build
 	  aarch64-linux-gnu-gcc $(CFLAGS_CORE) -O2 -Werror -fsyntax-only $$c; done; echo "C: the same for aarch64"; \
 	else echo "C: aarch64 not checked here (no aarch64-linux-gnu-gcc)"; fi
 	$(BIN)/python -m pytest -q tests/test_layering.py
+	$(BIN)/python -m perf.figures
+
+# Rewrites the table that `check` compares with: instructions, locked instructions, system calls, page faults, bytes.
+figures: build
+	$(BIN)/python -m perf.figures --write
 
 # ---- test --------------------------------------------------------------------------------------------------------------
 

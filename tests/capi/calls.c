@@ -329,10 +329,27 @@ static void append_for_ever(void) {
     }
 }
 
+/* Disconnects, and lives on. */
+static void live_on(void) {
+    shmlog_consumer *c[3];
+    shmlog_producer_close(producer_of(topic));
+    for (int i = 0; i < 3; i++) c[i] = consumer_of(topic, SHMLOG_START);
+    shmlog_disconnect(cluster);
+    puts("open");
+    fflush(stdout);
+    getchar();
+    for (int i = 0; i < 3; i++) shmlog_consumer_close(c[i]);
+    cluster = NULL;
+    puts("closed");
+    fflush(stdout);
+    getchar();
+}
+
 int main(int argc, char **argv) {
     static const struct { const char *name; void (*run)(void); } scenarios[] = {
         {"conflict", conflict}, {"loan", loan}, {"headers", headers}, {"print_headers", print_headers}, {"seek", seek}, {"wait_and_wake", wait_and_wake},
-        {"after_fork", after_fork}, {"refusals", refusals}, {"durable", durable}, {"read_until_told", read_until_told}, {"append_for_ever", append_for_ever}};
+        {"after_fork", after_fork}, {"refusals", refusals}, {"durable", durable}, {"read_until_told", read_until_told}, {"append_for_ever", append_for_ever},
+        {"live_on", live_on}};
     REQUIRE(argc == 3);
     topic = argv[2];
     REQUIRE_CODE(shmlog_connect(NULL, &cluster), 0);

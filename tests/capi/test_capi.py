@@ -257,11 +257,18 @@ def test_killed_c_producer_leaves_whole_records_and_its_row(shmlog_cluster: Any,
         until(lambda: not words(), "the row of the killed program is free and clear")
 
 
-def test_rows_are_given_back_at_the_end_of_a_c_program(shmlog_cluster: Any, installed: Installed, talk: Path) -> None:
+def test_rows_are_given_back_with_the_last_handle_while_the_program_lives_on(shmlog_cluster: Any, installed: Installed, calls: Path) -> None:
     with attach(shmlog_cluster.address) as session:
         before = session.request(messages.DescribeCluster()).rows
-        installed.run(talk, "produce", "t", stdin="x\n")
-        assert session.request(messages.DescribeCluster()).rows == before
+        with installed.start(calls, "live_on", "t", stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None and process.stdout is not None
+            assert process.stdout.readline() == "open\n"
+            assert session.request(messages.DescribeCluster()).rows == before + 4
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "closed\n"
+            assert session.request(messages.DescribeCluster()).rows == before
+            process.stdin.write("\n")
 
 
 def kill_everything(cluster: Cluster) -> None:
