@@ -65,6 +65,8 @@ sl_waits *sl_cluster_waits(sl_cluster *cluster, uint32_t block);
 sl_row *sl_cluster_row(sl_cluster *cluster, uint32_t row);
 uint32_t sl_cluster_partitions_used(sl_cluster *cluster);
 uint32_t sl_cluster_rows_used(sl_cluster *cluster);
+sl_meter *sl_cluster_meter(sl_cluster *cluster, uint32_t index);          /* NULL: not allocated */
+uint32_t sl_cluster_meters(sl_cluster *cluster);                          /* how many there are, 0 without the object */
 uint64_t sl_cluster_mapped_bytes(sl_cluster *cluster);
 
 /* ---- segments ---- */
@@ -205,6 +207,11 @@ void sl_readers_disarm(sl_cluster *cluster, uint32_t row, sl_reader **readers, s
 void sl_row_wakeup(sl_cluster *cluster, uint32_t row);   /* any thread */
 /* Sleeps on control.view_changes while it is `seen`. */
 int sl_view_wait(sl_cluster *cluster, uint32_t seen, int64_t deadline_ns);
+
+/* ---- meters (meter.c) ---- */
+uint32_t sl_meter_bucket(int64_t ns);
+int64_t sl_meter_bound_ns(uint32_t bucket);       /* the least age that falls into it */
+uint32_t sl_meters_taken(sl_cluster *cluster);
 
 /* ---- many views at once (views.c) ---- */
 /* Bytes that keys, values, headers and dtypes of the views take; *lo, *hi the least range of addresses that holds them all (0, 0: none). */
