@@ -4,7 +4,7 @@
 #include "core.h"
 
 #define SL_NAME_MAX_BYTES 300       /* "<namespace>/<topic>" with its zero */
-#define SL_E_REFUSED (-27)          /* the coordinator answered with a Failure */
+#define SL_E_REFUSED (-100)         /* the coordinator answered with a Failure */
 
 /* "shm://cluster[/namespace]", or with NULL "cluster[/namespace]" from the environment. SL_E_INVALID. */
 int sl_address_parse(const char *address, char cluster[33], char namespace_[33]);

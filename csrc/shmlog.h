@@ -55,7 +55,7 @@ SHMLOG_API int shmlog_api_version(void); /* of the library that is loaded */
 #define SHMLOG_E_GONE (-24)      /* the cluster was shut down, or none of its processes lives any more */
 #define SHMLOG_E_BEHIND (-25)    /* no room within the timeout: the disk, or a tethered reader, is slower than the producers */
 #define SHMLOG_E_FORKED (-26)    /* the handle was opened before a fork */
-#define SHMLOG_E_REFUSED (-27)   /* the coordinator refused; shmlog_error() has its sentence */
+#define SHMLOG_E_REFUSED (-100)  /* the coordinator refused; shmlog_error() has its sentence */
 
 SHMLOG_API const char *shmlog_strerror(int code); /* a few words, static */
 SHMLOG_API const char *shmlog_error(void);        /* what this thread's last failed call ran into; valid until its next failed call */
