@@ -29,6 +29,7 @@
 #include <string.h>
 
 #include "log.h"
+#include "meter.h"
 
 static int topic_is(const sl_hold *s) { return memcmp(s->p->topic_id, s->topic_id, 16) == 0; }
 
@@ -529,6 +530,7 @@ int sl_row_clean(sl_cluster *cluster, uint32_t row_index) {
         if (woke) sl_wake_bits(cluster, waits->commit);
     }
     sl_store_release(&row->sleeping, SL_AWAKE);
+    sl_meter_clean(cluster, row_index);
     return left;
 }
 

@@ -6,6 +6,7 @@ ticks, checked behind the pidfd) lets anybody clear its words. Rows outlive the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import socket
@@ -18,6 +19,7 @@ from shmlog.coordinator.memory import Memory
 from shmlog.errors import IllegalStateError, ShmSpaceError
 
 MAX_PER_REQUEST = 64
+METERS_SPARE = 32  # free ones for readers to come, at each tick
 SO_PEERPIDFD = 77  # Linux 6.5
 
 
@@ -150,6 +152,12 @@ class Rows:
     @staticmethod
     def _in_use(r: Any) -> bool:
         return any(r.hazard) or bool(r.poll_pin) or any(r.view_pins)
+
+    def grow_meters(self) -> None:
+        made = lib.sl_cluster_meters(self.memory.handle)
+        if 0 < made < lib.SL_MAX_METERS and (taken := lib.sl_meters_taken(self.memory.handle)) + METERS_SPARE > made:
+            with contextlib.suppress(ShmSpaceError):  # they read unmeasured then
+                self.memory.ensure_entries(shm.METERS, min(taken + METERS_SPARE, lib.SL_MAX_METERS))
 
     def retry(self) -> None:
         for row, owner in list(self.lingering.items()):
