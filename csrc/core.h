@@ -184,6 +184,8 @@ int sl_reader_open_files(const char *dir, sl_reader **out);
 void sl_reader_close(sl_reader *reader);   /* leased memory stays until released */
 int sl_reader_seek(sl_reader *reader, uint64_t offset);
 uint64_t sl_reader_position(sl_reader *reader);
+/* Would a poll find something, as far as two loads tell? 0 only if not; without a pin. After a poll that returned 0, for who looks again and again. */
+int sl_reader_ready(sl_reader *reader);
 /* Up to max_views records of up to about max_bytes (at least one record). Returns how many (0: at the end), or SL_E_RANGE (position below log start or beyond
  * the end), SL_E_CORRUPT (reader->position names it; seek past it), SL_E_DELETED, SL_E_IO. Views are valid until the next poll, seek, done or close, unless
  * leased. Never waits. verify_crc: check the producers' and the file's CRCs. A row has one poll pin: call sl_reader_done() before another reader of the row. */
