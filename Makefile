@@ -83,9 +83,12 @@ test-c-tsan:
 test-c-aarch64:
 	@$(call quiet,aarch64)
 
+# What the two bindings must answer alike; the run above it has the one that was built.
+BY_CFFI := tests/client tests/test_types.py
 test: build
 	@$(MAKE) --no-print-directory test-c
 	$(BIN)/python -m pytest -n $(JOBS)
+	@echo "The client without its extension"; SHMLOG_BINDING=cffi $(BIN)/python -m pytest -q -n $(JOBS) $(BY_CFFI)
 
 # Everything, slow tests too, in SHARDS parts. A part that passed is not run again until a file changes (build/test-all/ has a
 # stamp per state of the tree), so an interrupted run goes on where it was. SHARD=k/n runs that part alone.
@@ -100,6 +103,7 @@ test-all: build
 	  echo "test-all $$shard"; \
 	  case $$shard in 1/*) $(MAKE) --no-print-directory models;; 2/*) $(MAKE) --no-print-directory test-c-long test-c-tsan test-c-aarch64;; esac; \
 	  $(BIN)/python -m pytest -n $(JOBS) -m '' --shard $$shard; \
+	  SHMLOG_BINDING=cffi $(BIN)/python -m pytest -q -n $(JOBS) -m '' --shard $$shard $(BY_CFFI); \
 	  mkdir -p $$(dirname $$stamp); touch $$stamp; \
 	done
 
