@@ -375,6 +375,10 @@ int64_t sl_log_takeout(sl_cluster *cluster, uint32_t row, uint32_t block);
  * SL_E_DAMAGED if the cells cannot be right. */
 int64_t sl_segment_end(const sl_map *map, uint64_t number, uint32_t *end_rel, int *sealed);
 
+/* stamp.c: the wall clock, for who asks a million times a second. One thread's; zeros to begin with. */
+typedef struct sl_stamp { uint64_t at, ticks, rate; int64_t ns, last; } sl_stamp;
+int64_t sl_stamp_ns(sl_stamp *stamp);
+
 /* crc32c.c */
 uint32_t sl_crc32c_portable(uint32_t crc, const void *data, size_t bytes);                     /* without special instructions: the tests' measure */
 uint32_t sl_crc32c_copy(uint32_t crc, void *to, const void *from, size_t bytes);               /* memcpy and the CRC of what was stored */
