@@ -10,7 +10,7 @@ CC     ?= gcc
 
 BIN     := $(VENV)/bin
 comma   := ,
-C_CORE  := $(filter-out csrc/pyext.c,$(wildcard csrc/*.c))
+C_CORE  := $(wildcard csrc/*.c)
 C_HEADS := $(wildcard csrc/*.h)
 C_TESTS := $(wildcard tests/c/test_*.c)
 # The core is compiled by the same flags everywhere; setup.py has them too.
@@ -45,7 +45,7 @@ $(BIN)/python: | prerequisites
 
 # The environment: tools for building at their own versions (no build isolation, so that a rebuild needs no network), then
 # shmlog itself, editable.
-$(STAMP): pyproject.toml setup.py shmlog/_build.py csrc/pyext.c $(C_CORE) $(C_HEADS) | prerequisites $(BIN)/python
+$(STAMP): pyproject.toml setup.py shmlog/_build.py $(C_CORE) $(C_HEADS) | prerequisites $(BIN)/python
 	@$(BIN)/python -c 'import sys, cffi, setuptools; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' 2>/dev/null \
 	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77' wheel 'cffi>=1.16'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[rich,test,dev]'
@@ -60,7 +60,7 @@ check: build
 	$(BIN)/mypy
 	@set -e; for c in $(C_CORE); do \
 	  $(CC) $(CFLAGS_CORE) -O2 -Werror -fvisibility=hidden -fsyntax-only $$c; done; echo "C: $(words $(C_CORE)) files without a warning"
-	$(CC) $(CFLAGS_CORE) -O2 -Werror -DPy_LIMITED_API=0x030B0000 -I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') -fsyntax-only csrc/pyext.c
+	$(CC) $(CFLAGS_CORE) -O2 -Werror -DSL_PYEXT -DPy_LIMITED_API=0x030B0000 -I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') -fsyntax-only csrc/pyext.c
 	@# aarch64 has a weaker memory and other intrinsics; where its compiler is at hand the core must at least compile.
 	@if command -v aarch64-linux-gnu-gcc >/dev/null; then set -e; for c in $(C_CORE); do \
 	  aarch64-linux-gnu-gcc $(CFLAGS_CORE) -O2 -Werror -fsyntax-only $$c; done; echo "C: the same for aarch64"; \

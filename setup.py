@@ -1,6 +1,7 @@
-"""Builds shmlog._core, the cffi module that holds all of csrc/ but pyext.c, and from that shmlog._fast; everything else stands in pyproject.toml.
+"""Builds shmlog._core, the cffi module that holds all of csrc/, and from csrc/pyext.c (which is empty there) shmlog._fast.
 
-shmlog works without _fast, by cffi alone: it is left out with SHMLOG_WITHOUT_FAST=1, and where it does not compile.
+Everything else stands in pyproject.toml. shmlog works without _fast, by cffi alone: it is left out with SHMLOG_WITHOUT_FAST=1, and where it does not
+compile.
 """
 
 import os
@@ -23,7 +24,7 @@ fast = Extension(
     ["csrc/pyext.c"],
     include_dirs=["csrc"],
     depends=["csrc/atomic.h", "csrc/core.h", "csrc/format.h"],
-    define_macros=[("Py_LIMITED_API", "0x030B0000")] if abi3 else [],
+    define_macros=[("SL_PYEXT", None), *([("Py_LIMITED_API", "0x030B0000")] if abi3 else [])],
     py_limited_api=abi3,
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
     optional=True,

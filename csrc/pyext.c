@@ -14,6 +14,7 @@
  * handler, runs in between. (Allocating an object may: the collector's finalizers. So objects are made before, or the state is consistent then.) A Consumer's
  * call that runs Python code says `busy`, which the Python side looks at. Without a GIL (not in an abi3 build): a producer's thread reaches its lanes by
  * references that it owns, `busy` is taken by an atomic exchange, and fields of Records and Deliveries are read and changed in critical sections. */
+#ifdef SL_PYEXT /* setup.py's word: to whoever compiles all of csrc/ for the core, this file is empty */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>
@@ -1365,3 +1366,4 @@ PyMODINIT_FUNC PyInit__fast(void) {
     }
     return module;
 }
+#endif

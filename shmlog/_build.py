@@ -69,7 +69,7 @@ def make(csrc: Path) -> cffi.FFI:
     builder.set_source(
         "shmlog._core",
         "".join(f'#include "{name}"\n' for name in HEADERS),
-        sources=sorted(f"{csrc.name}/{path.name}" for path in csrc.glob("*.c") if path.name != "pyext.c"),
+        sources=sorted(f"{csrc.name}/{path.name}" for path in csrc.glob("*.c")),
         depends=sorted(f"{csrc.name}/{path.name}" for path in csrc.glob("*.h")),
         include_dirs=[csrc.name],
         extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden", "-pthread"],
