@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,29 @@ def test_a_thread_never_inherits_the_way_of_one_that_has_ended(here: Any) -> Non
     gc.collect()
     assert p.metrics()["records_total"] == 24
     assert p.metrics()["threads"] == 0
+
+
+def test_a_thread_whose_way_was_given_back_gets_a_new_one(here: Any) -> None:
+    here.topic("t")
+    p = here.producer()
+    p.send("t", b"v")
+    del p._local.thread  # as at the end of a thread, before its last finalizers
+    gc.collect()
+    assert p.send("t", b"v").offset == 1
+    assert p.metrics()["threads"] == 1
+    assert p.metrics()["records_total"] == 2
+
+
+def test_a_stamp_lies_between_two_looks_at_the_clock(here: Any) -> None:
+    here.topic("t")
+    p = here.producer()
+    end, last = time.monotonic() + 0.3, 0  # many times what the core counts on for without looking
+    while time.monotonic() < end:
+        before = time.time_ns()
+        stamp = p.send("t", b"v").timestamp_ns
+        assert before - 5_000 <= stamp <= time.time_ns() + 5_000
+        assert stamp >= last
+        last = stamp
 
 
 def test_threads_send_through_one_producer_while_it_is_closed(here: Any) -> None:
