@@ -17,7 +17,6 @@
 
 #define CHUNK_MIN_UNITS 16u     /* 1 KiB */
 #define CHUNK_MAX_UNITS 4096u   /* 256 KiB */
-#define NEXT_LINES 3            /* a frame of up to 164 bytes of value */
 #define RAISE_AFTER_NS INT64_C(50000000)
 #define WAIT_SLICE_NS INT64_C(20000000) /* a waiter for room looks again this often even if nobody wakes it (a waker may be stopped) */
 
@@ -242,10 +241,6 @@ int sl_append(sl_appender *a, const sl_record *record, int64_t expected_offset, 
             if (sl_likely(done == 1)) {
                 result->offset = offset;
                 after_cas(s);
-                if (a->chunk_end - a->chunk_unit >= NEXT_LINES) { /* the next frame's first lines, while the caller does something else */
-                    const uint8_t *next = s->map->arena + (uint64_t)a->chunk_unit * SL_UNIT_BYTES;
-                    for (int i = 0; i < NEXT_LINES; i++) sl_prefetch_write(next + i * SL_UNIT_BYTES);
-                }
                 if (sl_unlikely(big) && sl_load_relaxed(&s->p->displaced)) sl_store_relaxed(&s->p->displaced, 0);
                 sl_hold_drop(s);
                 return SL_OK;

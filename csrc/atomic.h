@@ -34,14 +34,6 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "layout 1 is little-en
 #define sl_pause() __asm__ __volatile__("yield" ::: "memory")
 #endif
 
-/* Asks for a line that will be written soon, so that the CAS behind that store need not wait for it. (Without -mprfchw gcc makes a read of it; every x86-64
- * executes the instruction, or ignores it.) */
-#if defined(__x86_64__)
-#define sl_prefetch_write(p) __asm__ __volatile__("prefetchw %0" : : "m"(*(const char *)(p)))
-#else
-#define sl_prefetch_write(p) __builtin_prefetch((p), 1)
-#endif
-
 #define sl_likely(x)   __builtin_expect(!!(x), 1)
 #define sl_unlikely(x) __builtin_expect(!!(x), 0)
 

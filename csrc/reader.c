@@ -15,7 +15,6 @@
 
 #define FILE_BUFFER_BYTES (1u << 20)
 #define FILE_CELLS 2048
-#define LOOK_AHEAD 4 /* cells: how far ahead of the frame that is shown the next ones are fetched */
 
 /* Bytes read from a file, or a private copy of a batch; counted, because leases outlive polls. */
 typedef struct buffer { int32_t users; uint64_t capacity; uint8_t *bytes; } buffer;
@@ -372,11 +371,6 @@ static int64_t poll_memory(sl_reader *r, budget *b) {
         uint32_t unit = sl_cell_unit(w), from_row = (uint32_t)(r->position - offset);
         if (unit >= r->map->arena_units) return b->used ? (int64_t)b->used : SL_E_CORRUPT;
         const uint8_t *frame = r->map->arena + (uint64_t)unit * SL_UNIT_BYTES;
-        __builtin_prefetch(frame + SL_UNIT_BYTES); /* the frame comes from another core's cache: its second line with its first, not after it */
-        if (r->index + LOOK_AHEAD < r->map->cell_count) {
-            uint64_t ahead = sl_load_relaxed(&r->map->cells[r->index + LOOK_AHEAD]);
-            if (ahead) __builtin_prefetch(r->map->arena + (uint64_t)sl_cell_unit(ahead) * SL_UNIT_BYTES); /* any address will do */
-        }
         uint64_t room = (uint64_t)(r->map->arena_units - unit) * SL_UNIT_BYTES;
         int64_t shown = show_memory_frame(r, frame, room, offset, count, from_row, b);
         if (shown < 0) return b->used ? (int64_t)b->used : shown;
@@ -635,12 +629,7 @@ static int has_data(sl_reader *r) {
         return !r->nowhere || sl_load_sc(&r->p->cur) != r->nowhere_cur || sl_word_offset(sl_load_sc(&r->p->spilled)) > r->position;
     }
     uint64_t w = sl_load_sc(&r->map->cells[r->index < r->map->cell_count ? r->index : 0]); /* SYNC announce: after the bits; pairs with cell_cas */
-    if (w != 0 && sl_cell_type(w) != SL_CELL_SEAL) {
-        const uint8_t *frame = r->map->arena + (uint64_t)sl_cell_unit(w) * SL_UNIT_BYTES; /* only a hint: any address will do */
-        __builtin_prefetch(frame);
-        __builtin_prefetch(frame + SL_UNIT_BYTES);
-        return 1;
-    }
+    if (w != 0 && sl_cell_type(w) != SL_CELL_SEAL) return 1;
     return sl_cur_number(sl_load_sc(&r->p->cur)) > r->number; /* SYNC cur_cas: past this segment (which may live another life already) */
 }
 
