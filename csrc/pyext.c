@@ -25,8 +25,8 @@
 #include "core.h"
 
 #ifdef Py_GIL_DISABLED
-#define BEGIN_LOCKED(o) Py_BEGIN_CRITICAL_SECTION(o)
-#define END_LOCKED() Py_END_CRITICAL_SECTION()
+#define BEGIN_LOCKED(o) Py_BEGIN_CRITICAL_SECTION(o);
+#define END_LOCKED() Py_END_CRITICAL_SECTION();
 #else
 #define BEGIN_LOCKED(o) {
 #define END_LOCKED() }
@@ -93,6 +93,7 @@ static inline PyObject *make_object(dead *kept, PyTypeObject *type, int *fresh) 
     if (sl_likely(kept->count > 0)) { *fresh = 0; return PyObject_Init(kept->of[--kept->count], type); }
 #endif
     (void)kept;
+    (void)type;
     *fresh = 1;
     return NULL;
 }
@@ -105,6 +106,7 @@ static inline int keep_object(dead *kept, PyObject *self, PyTypeObject *type) {
     }
 #endif
     (void)kept;
+    (void)self;
     (void)type;
     return 0;
 }
@@ -1350,9 +1352,7 @@ PyMODINIT_FUNC PyInit__fast(void);
 PyMODINIT_FUNC PyInit__fast(void) {
     PyObject *module = PyModule_Create(&module_def);
     if (!module) return NULL;
-#ifdef Py_GIL_DISABLED
-    PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED);
-#endif
+    /* No Py_mod_gil: a free-threaded interpreter turns its GIL on when it imports this, until the tests have run on one without. */
 #define INTERN(name) if (!(s_##name = PyUnicode_InternFromString(#name))) return NULL;
     NAMES(INTERN)
     struct { const char *name; PyType_Spec *spec; PyTypeObject **to; } types[] = {
