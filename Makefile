@@ -82,6 +82,7 @@ check: build
 	$(BIN)/mypy
 	@set -e; for c in $(C_CORE); do \
 	  $(CC) $(CFLAGS_CORE) -O2 -Werror -fvisibility=hidden -fsyntax-only $$c; done; echo "C: $(words $(C_CORE)) files without a warning"
+	$(CC) $(CFLAGS_CORE) -O2 -Werror -DSL_PYEXT -DPy_LIMITED_API=0x030B0000 -I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') -fsyntax-only csrc/pyext.c
 	@# aarch64 has a weaker memory and other intrinsics; where its compiler is at hand the core must at least compile.
 	@if command -v aarch64-linux-gnu-gcc >/dev/null; then set -e; for c in $(C_CORE); do \
 	  aarch64-linux-gnu-gcc $(CFLAGS_CORE) -O2 -Werror -fsyntax-only $$c; done; echo "C: the same for aarch64"; \
@@ -109,9 +110,12 @@ test-c-tsan:
 test-c-aarch64:
 	@$(call quiet,aarch64)
 
+# What the two bindings must answer alike; the run above it has the one that was built.
+BY_CFFI := tests/client tests/test_types.py
 test: build
 	@$(MAKE) --no-print-directory test-c
 	$(BIN)/python -m pytest -n $(JOBS)
+	@echo "The client without its extension"; SHMLOG_BINDING=cffi $(BIN)/python -m pytest -q -n $(JOBS) $(BY_CFFI)
 
 # Everything, slow tests too, in SHARDS parts. A part that passed is not run again until a file changes (build/test-all/ has a
 # stamp per state of the tree), so an interrupted run goes on where it was. SHARD=k/n runs that part alone.
@@ -127,6 +131,7 @@ test-all: build
 	  case $$shard in 1/[123]) $(MAKE) --no-print-directory models;; 1/*) $(MAKE) --no-print-directory models MODELS_SHARD=1/2;; \
 	    3/[123]) ;; 3/*) $(MAKE) --no-print-directory models MODELS_SHARD=2/2;; 2/*) $(MAKE) --no-print-directory test-c-long test-c-tsan test-c-aarch64;; esac; \
 	  $(BIN)/python -m pytest -n $(JOBS) -m '' --shard $$shard; \
+	  SHMLOG_BINDING=cffi $(BIN)/python -m pytest -q -n $(JOBS) -m '' --shard $$shard $(BY_CFFI); \
 	  mkdir -p $$(dirname $$stamp); touch $$stamp; \
 	done
 

@@ -669,6 +669,8 @@ static int has_data(sl_reader *r) {
     return sl_cur_number(sl_load_sc(&r->p->cur)) > r->number; /* SYNC cur_cas: past this segment (which may live another life already) */
 }
 
+int sl_reader_ready(sl_reader *r) { return has_data(r); }
+
 static int any_data(sl_reader **readers, size_t n) {
     for (size_t i = 0; i < n; i++) if (has_data(readers[i])) return 1;
     return 0;
