@@ -264,7 +264,7 @@ static uint64_t read_from(uint64_t from, int verify, size_t at_once) {
             if (v[i].headers) touch(v[i].headers, v[i].headers_bytes);
             if (v[i].dtype) touch(v[i].dtype, v[i].dtype_bytes);
         }
-        MUST(sl_reader_position(r) == last + 1);
+        MUST(sl_reader_position(r) > last); /* or more: a control frame behind it is passed */
         if ((shown += (int)n) > 20000) { skipped = 41; break; } /* arrays repeated by overlapping cells */
     }
     uint64_t end = sl_reader_position(r);
