@@ -1,5 +1,5 @@
-# One word per job: build check test test-all models demo bench bench-full wheel clean.
-# Variables: PYTHON (makes the environment), VENV (where it is, .venv), SHARD=k/n (test-all), JOBS (pytest -n).
+# One word per job: build check test test-all models fuzz fuzz-coverage demo bench bench-full wheel clean.
+# Variables: PYTHON (makes the environment), VENV (where it is, .venv), SHARD=k/n (test-all), JOBS (pytest -n), MINUTES (fuzz, a target).
 # An environment of your own: make PYTHON=/path/bin/python VENV=/path test
 
 PYTHON ?= $(shell command -v python3)
@@ -19,7 +19,7 @@ CFLAGS_CORE := -std=gnu11 -Wall -Wextra -pthread -Icsrc
 STAMP   := build/stamp$(subst /,-,$(abspath $(VENV)))
 
 .DELETE_ON_ERROR:
-.PHONY: help build check test test-c test-c-long test-c-tsan test-c-aarch64 test-all models demo bench bench-full wheel clean prerequisites
+.PHONY: help build check test test-c test-c-long test-c-tsan test-c-aarch64 test-c-stress fuzz fuzz-short fuzz-full fuzz-coverage test-all models demo bench bench-full wheel clean prerequisites
 help:
 	@sed -n '1,3s/^# *//p' Makefile
 
@@ -81,14 +81,31 @@ test-c-tsan:
 	@$(call quiet,tsan)
 test-c-aarch64:
 	@$(call quiet,aarch64)
+# 10^8 appends: one or two minutes.
+test-c-stress:
+	@$(call quiet,stress)
+
+# Hostile files, frames, batches and memory (tests/fuzz): short needs no clang; full is 10^6 executions a target and a minute of libFuzzer each where
+# clang is; fuzz is libFuzzer for as long as you like.
+FUZZ_MAKE = $(MAKE) --no-print-directory -s -C tests/fuzz BUILD=$(CURDIR)/build/fuzz
+fuzz-short:
+	@mkdir -p build; echo "fuzz: short"; $(FUZZ_MAKE) short > build/fuzz-short.log 2>&1 || { code=$$?; cat build/fuzz-short.log; exit $$code; }
+fuzz-full:
+	@$(FUZZ_MAKE) full MINUTES=1
+fuzz:
+	@$(FUZZ_MAKE) libfuzzer MINUTES=$(or $(MINUTES),5)
+fuzz-coverage:
+	@$(FUZZ_MAKE) coverage
 
 test: build
 	@$(MAKE) --no-print-directory test-c
+	@$(MAKE) --no-print-directory fuzz-short
 	$(BIN)/python -m pytest -n $(JOBS)
 
 # Everything, slow tests too, in SHARDS parts. A part that passed is not run again until a file changes (build/test-all/ has a
 # stamp per state of the tree), so an interrupted run goes on where it was. SHARD=k/n runs that part alone.
-# The first part also has the models; the second more damaged files, the C tests under TSan and, built for 64-bit ARM, under qemu (which proves nothing about ordering).
+# The first part also has the models; the second more damaged files, the C tests under TSan and, built for 64-bit ARM, under qemu (which proves nothing about ordering);
+# the third a million executions of each fuzz target, the fourth the long checksum stress.
 test-all: build
 	@set -e; state=$$({ git ls-files -coz --exclude-standard 2>/dev/null || find . -name build -prune -o -type f -print0; } | xargs -0 -r sha1sum 2>/dev/null | sha1sum | cut -c1-16); \
 	if [ -n "$(SHARD)" ]; then list="$(SHARD)"; \
@@ -97,7 +114,7 @@ test-all: build
 	  stamp=build/test-all/$$state/$$(echo $$shard | tr / -); \
 	  if [ -e $$stamp ]; then echo "test-all $$shard: passed already for these files ($$stamp)"; continue; fi; \
 	  echo "test-all $$shard"; \
-	  case $$shard in 1/*) $(MAKE) --no-print-directory models;; 2/*) $(MAKE) --no-print-directory test-c-long test-c-tsan test-c-aarch64;; esac; \
+	  case $$shard in 1/*) $(MAKE) --no-print-directory models;; 2/*) $(MAKE) --no-print-directory test-c-long test-c-tsan test-c-aarch64;; 3/*) $(MAKE) --no-print-directory fuzz-full;; 4/*) $(MAKE) --no-print-directory test-c-stress;; esac; \
 	  $(BIN)/python -m pytest -n $(JOBS) -m '' --shard $$shard; \
 	  mkdir -p $$(dirname $$stamp); touch $$stamp; \
 	done

@@ -155,7 +155,9 @@ int sl_hold_rotate(sl_hold *s) {
     if (!buffer) return sl_load_sc(&s->p->cur) == s->cur ? SL_E_AGAIN : SL_OK;
     sl_map *m;
     int rc = sl_map_get(s->cluster, buffer, 1, &m);
-    if (rc < 0) return rc == SL_E_NOENT ? SL_OK : rc; /* recycled meanwhile: then `cur` has moved */
+    if (rc == SL_E_NOENT) /* recycled meanwhile: then `cur` has moved; taken away with its topic: out of the directory first. Else its name is gone for good */
+        return sl_load_sc(&s->p->cur) == s->cur && sl_log_buffer(s->p, next) == buffer ? SL_E_DAMAGED : SL_OK;
+    if (rc < 0) return rc;
     uint32_t other = 1 - s->h;
     SL_FAILPOINT(rotate_hazard_next);
     sl_store_sc(&s->row->hazard[other], sl_pin_make(s->block, next)); /* SYNC rotate_hazard_next: a helper names what it writes into (flaw F2) */

@@ -237,6 +237,8 @@ static int64_t append(input *in, sl_file *file, uint64_t base, int special) {
 
 /* ---- reading -------------------------------------------------------------------------------------------------------------------------- */
 
+static int gaps; /* this input may have made files with gaps: a compacted one, another's bytes, right checksums over wrong cells, frames without records */
+
 /* Reads on from `from`, passing over what is damaged; where it ended, or UINT64_MAX where the damage is endless. */
 static uint64_t read_from(uint64_t from, int verify, size_t at_once) {
     static sl_view v[64];
@@ -257,6 +259,7 @@ static uint64_t read_from(uint64_t from, int verify, size_t at_once) {
         if (n <= 0) break;
         for (int64_t i = 0; i < n; i++) {
             MUST((uint64_t)v[i].offset >= before && (!any || (uint64_t)v[i].offset > last));
+            MUST(gaps || (uint64_t)v[i].offset == before + (uint64_t)i); /* nothing is left out without a word */
             last = (uint64_t)v[i].offset;
             any = 1;
             if (v[i].key) touch(v[i].key, v[i].key_bytes);
@@ -340,7 +343,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int n = 0;
     sl_file *file = NULL;
     hello();
-    fault_in = fault_short = 0;
+    fault_in = fault_short = gaps = 0;
     uint8_t first = take8(&in);
     for (int op = 0; op < MAX_OPERATIONS && (op == 0 || in.left); op++) {
         uint8_t what = take8(&in);
@@ -348,12 +351,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (!file && n < MAX_FILES && (op == 0 || (what & 15) == 3)) {
             files[n].base = n ? files[n - 1].base + take_any(&in) % 5000 : first & 1 ? take_any(&in) & SL_OFFSET_MASK : 0;
             files[n].epoch = n ? files[n - 1].epoch + (what >> 4) % 3 - (first >> 7) : 7;
+            if (n) gaps = 1;
             if (sl_file_create(dir, files[n].base, files[n].epoch, 3, topic, cluster, &file) == SL_OK) n++;
             continue;
         }
         switch (what & 15) {
         case 0: case 1: if (file) append(&in, file, files[n - 1].base, 0); break;
-        case 2: if (file) append(&in, file, files[n - 1].base, 1); break;
+        case 2: gaps = 1; if (file) append(&in, file, files[n - 1].base, 1); break;
         case 3:
             if (file) { sl_file_sync(file); break; }
             break;
@@ -369,6 +373,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         }
         case 8: { /* bytes of anybody's, or no file at all */
             size_t bytes = take16(&in);
+            gaps = 1;
             if (bytes > in.left) bytes = in.left;
             if (m && bytes == 0) unlink(path_of(m, what >= 128));
             else if (m) spit(path_of(m, what >= 128), in.p, bytes);
@@ -376,7 +381,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             in.left -= bytes;
             break;
         }
-        case 9: { uint8_t which = take8(&in); if (m) repair(m, which); break; }
+        case 9: { uint8_t which = take8(&in); if (which & 50) gaps = 1; if (m) repair(m, which); break; }
         case 10: {
             uint8_t how = take8(&in);
             read_from(m ? m->base + take_any(&in) : 0, how & 1, 1 + how / 4);
@@ -398,6 +403,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         }
         default: { /* compacted: the cells alone know the offsets */
             size_t bytes;
+            gaps = 1;
             uint8_t *log = m ? slurp(path_of(m, 0), &bytes) : NULL;
             if (log && bytes >= SL_FILE_HEADER_BYTES) {
                 ((sl_file_header *)log)->flags ^= SL_FILE_COMPACTED;

@@ -28,11 +28,15 @@ static const uint8_t cluster_id[16] = {1, 2, 3}, topic_id[16] = {7, 7, 7};
 
 /* ---- the objects ----------------------------------------------------------------------------------------------------------------------- */
 
-static struct object { const char *suffix; uint64_t bytes; uint32_t kind; int fd; uint8_t *at, *right; } objects[] = {
+/* bytes: those that hold anything; a table is longer, all zeros. */
+static struct object { const char *suffix; uint64_t bytes; uint32_t kind; uint64_t length; int fd; uint8_t *at, *right; } objects[] = {
     {.suffix = "control", .bytes = sizeof(sl_control), .kind = SL_KIND_CONTROL},
-    {.suffix = "partitions", .bytes = SL_TABLE_HEADER_BYTES + BLOCKS * sizeof(sl_partition), .kind = SL_KIND_PARTITIONS},
-    {.suffix = "waits", .bytes = SL_TABLE_HEADER_BYTES + BLOCKS * sizeof(sl_waits), .kind = SL_KIND_WAITS},
-    {.suffix = "rows", .bytes = SL_TABLE_HEADER_BYTES + ROWS * sizeof(sl_row), .kind = SL_KIND_ROWS},
+    {.suffix = "partitions", .bytes = SL_TABLE_HEADER_BYTES + BLOCKS * sizeof(sl_partition), .kind = SL_KIND_PARTITIONS,
+     .length = SL_TABLE_HEADER_BYTES + SL_MAX_PARTITIONS * sizeof(sl_partition)},
+    {.suffix = "waits", .bytes = SL_TABLE_HEADER_BYTES + BLOCKS * sizeof(sl_waits), .kind = SL_KIND_WAITS,
+     .length = SL_TABLE_HEADER_BYTES + SL_MAX_PARTITIONS * sizeof(sl_waits)},
+    {.suffix = "rows", .bytes = SL_TABLE_HEADER_BYTES + ROWS * sizeof(sl_row), .kind = SL_KIND_ROWS,
+     .length = SL_TABLE_HEADER_BYTES + SL_MAX_ROWS * sizeof(sl_row)},
     {.suffix = "s1", .bytes = SL_SEGMENT_MIN_BYTES, .kind = SL_KIND_SEGMENT},
     {.suffix = "s2", .bytes = SL_SEGMENT_MIN_BYTES, .kind = SL_KIND_SEGMENT},
     {.suffix = "s3", .bytes = SL_SEGMENT_MIN_BYTES, .kind = SL_KIND_SEGMENT},
@@ -100,8 +104,9 @@ static void hello(void) {
     for (size_t i = 0; i < OBJECTS; i++) {
         struct object *o = &objects[i];
         o->fd = memfd_create(o->suffix, MFD_CLOEXEC);
-        MUST(o->fd >= 0 && ftruncate(o->fd, (off_t)o->bytes) == 0);
-        o->at = mmap(NULL, o->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, o->fd, 0);
+        if (!o->length) o->length = o->bytes;
+        MUST(o->fd >= 0 && ftruncate(o->fd, (off_t)o->length) == 0);
+        o->at = mmap(NULL, o->length, PROT_READ | PROT_WRITE, MAP_SHARED, o->fd, 0);
         MUST(o->at != MAP_FAILED);
         sl_object_format(o->at, o->bytes, o->kind, i >= FIRST_SEGMENT ? i - FIRST_SEGMENT + 1 : 0, cluster_id, "lock");
         sl_object_ready(o->at);
@@ -334,7 +339,13 @@ static void attach_again(input *in) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     input in = {data, size};
     if (!cluster) hello();
-    for (size_t i = 0; i < OBJECTS; i++) memcpy(objects[i].at, objects[i].right, objects[i].bytes);
+    for (size_t i = 0; i < OBJECTS; i++) {
+        struct object *o = &objects[i];
+        if (o->length > o->bytes && ((sl_table *)o->at)->allocated != ((sl_table *)o->right)->allocated) /* what lies behind may have been written */
+            MUST(fallocate(o->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)((o->bytes + 4095) & ~UINT64_C(4095)), (off_t)o->length) == 0);
+        memcpy(o->at, o->right, o->bytes);
+        if (o->bytes % 4096 && o->length > o->bytes) memset(o->at + o->bytes, 0, 4096 - o->bytes % 4096);
+    }
     for (int op = 0; op < MAX_OPERATIONS && in.left; op++) {
         uint8_t what = take8(&in);
         uint32_t b = (what >> 5) % BLOCKS;
