@@ -702,7 +702,9 @@ int sl_log_offsets(sl_cluster *cluster, uint32_t row_index, uint32_t block, sl_o
         uint32_t buffer = sl_log_buffer(p, n);
         sl_map *m;
         if (!buffer && sl_cur_fenced(c) && sl_load_sc(&p->cur) == c) { out->end = out->spilled; break; } /* not opened yet, and no memory of an earlier life */
-        if (!buffer || sl_map_get(cluster, buffer, 0, &m) < 0) { sl_pause(); continue; }
+        int rc = buffer ? sl_map_get(cluster, buffer, 0, &m) : SL_E_NOENT;
+        if (rc == SL_E_NOENT || rc == SL_E_HALFMADE) { sl_pause(); continue; } /* as in sl_hold_take() */
+        if (rc < 0) return rc;
         if (row) sl_store_sc(&row->hazard[0], sl_pin_make(block, n)); /* SYNC attach_hazard; without a row (tools) only the second look below protects us */
         uint32_t end_rel = 0;
         int sealed, ok = 0;
