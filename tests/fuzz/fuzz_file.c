@@ -239,7 +239,7 @@ static int64_t append(input *in, sl_file *file, uint64_t base, int special) {
 
 static int gaps; /* this input may have made files with gaps: a compacted one, another's bytes, right checksums over wrong cells, frames without records */
 
-/* Reads on from `from`, passing over what is damaged; where it ended, or UINT64_MAX where the damage is endless. */
+/* Reads on from `from`, passing over what is damaged; where it ended, or UINT64_MAX where it could not get that far. */
 static uint64_t read_from(uint64_t from, int verify, size_t at_once) {
     static sl_view v[64];
     sl_reader *r;
@@ -256,6 +256,7 @@ static uint64_t read_from(uint64_t from, int verify, size_t at_once) {
             sl_reader_seek(r, sl_reader_position(r) + 1);
             continue;
         }
+        if (n < 0) skipped = 41; /* compressed records, a table that cannot be made again: told, and the end for this reader */
         if (n <= 0) break;
         for (int64_t i = 0; i < n; i++) {
             MUST((uint64_t)v[i].offset >= before && (!any || (uint64_t)v[i].offset > last));
