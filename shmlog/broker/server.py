@@ -25,7 +25,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from shmlog import config, shm
+from shmlog import config, directories, shm
 from shmlog import messages as m
 from shmlog._ffi import check, ffi, lib, raise_code
 from shmlog.broker import recovery, retention
@@ -97,6 +97,7 @@ class Broker:
         self.process: Any = None
         self.row = -1  # ours; the spill thread has another
         self.view: m.ClusterView | None = None
+        self.epochs: directories.EpochsFile | None = None  # as written; None: not yet
         self.partitions: dict[int, Partition] = {}  # by block
         self.failed: dict[int, tuple[int, str]] = {}  # block -> when to try again, why it failed
         self.connection: socket.socket | None = None
@@ -368,6 +369,7 @@ class Broker:
             for number, p in enumerate(topic.partitions)
             if p.leader == self.start.broker_id
         }
+        self._write_epochs(view, max((p.leader_epoch for _, _, p in wanted.values()), default=0))
         removed = []
         for gone in view.deleting:
             if gone.leader in (self.start.broker_id, m.NO_LEADER):
@@ -397,7 +399,7 @@ class Broker:
             directory = m.partition_directory(self.start.directory, topic.name, number, topic.topic_id)
         partition = Partition(topic, number, view, directory)
         try:
-            self._recover_and_add(partition)
+            self._recover_and_add(partition, topic)
         except (ShmlogError, OSError) as exc:
             # One partition's disk is one partition's trouble: the others are taken over, this one is tried again.
             why = str(exc)
@@ -413,7 +415,34 @@ class Broker:
         self.partitions[view.block] = partition
         self._beat()
 
-    def _recover_and_add(self, partition: Partition) -> None:
+    def _write_topic(self, partition: Partition, topic: m.TopicView) -> None:
+        """For the day on which the cluster's database is lost; a disk that does not take it holds up nothing."""
+        if not partition.directory:
+            return
+        try:
+            directories.write_topic(partition.directory, topic)
+        except OSError as exc:
+            log(f"{partition}: what it is cannot be written beside it: {exc}")
+
+    def _write_epochs(self, view: m.ClusterView, leader_epoch: int) -> None:
+        """Before anything is done under these epochs."""
+        if not self.start.directory:
+            return
+        was = self.epochs
+        if was is None:
+            was = directories.read_epochs(self.start.directory)
+        now = directories.EpochsFile(
+            view.boot_counter, view.version, self.start.broker_epoch, max(leader_epoch, was.leader_epoch), view.config
+        )
+        if self.epochs is not None and (now.leader_epoch, now.config, now.boot_counter) == (was.leader_epoch, was.config, was.boot_counter):
+            return  # a view version alone is not worth a write: a rebuilt cluster begins far above
+        try:
+            directories.write_epochs(self.start.directory, now, sync=now.boot_counter != was.boot_counter)
+            self.epochs = now
+        except OSError as exc:
+            log(f"{self.start.directory}: its epochs cannot be written: {exc}")
+
+    def _recover_and_add(self, partition: Partition, topic: m.TopicView) -> None:
         words = lib.sl_cluster_partition(self.cluster, partition.block)
         if words == ffi.NULL:
             raise IllegalStateError(f"block {partition.block} of {partition} is not there")
@@ -422,6 +451,7 @@ class Broker:
         if partition.directory:
             found = recovery.recover(partition.directory, partition.offset("spilled") if self._in_memory(words) else None, partition.topic_id)
             base, start = found.end, found.log_start
+            self._write_topic(partition, topic)
             partition.files = self._facts_of(partition, found.files)
             partition.written_down = recovery.read_checkpoint(partition.directory)
             if found.cut_bytes:
@@ -465,6 +495,7 @@ class Broker:
         partition.config = config.topic_config(topic.config)
         partition.policy = retention.policy(partition.config)
         lib.sl_broker_configure(self.handle, self._options(partition, 0))
+        self._write_topic(partition, topic)
         self.sweep_at_ns = 0
 
     def _release(self, partition: Partition) -> None:
