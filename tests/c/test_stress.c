@@ -2,7 +2,8 @@
  *
  *   APPENDS=100000000 PROCESSES=2 ./test_stress      a million by default; PROCESSES=0: threads of this one alone, for TSan
  *
- * Memory only, with tethers: nothing may be dropped, so producers wait for the slowest reader and recycle what all have passed. */
+ * Memory only, with tethers: nothing may be dropped, so producers wait for the slowest reader and recycle what all have passed. A buffer that somebody still
+ * named then stays in LIMBO for the broker to look at again: a thread here does that part of its work. */
 #include <pthread.h>
 #include <sys/wait.h>
 
@@ -109,31 +110,58 @@ static int run_tasks(sl_cluster *c, int process, int processes) {
     return failed;
 }
 
+static sl_cluster *c;
+static uint32_t buffers[SEGMENTS];
+static uint64_t halt;
+static void *look_at_limbo(void *unused) {
+    (void)unused;
+    uint32_t never = 0;
+    while (!sl_load_acquire(&halt)) {
+        for (int i = 0; i < SEGMENTS; i++) {
+            sl_map *m;
+            if (sl_map_get(c, buffers[i], 1, &m) < 0) continue;
+            if (sl_segment_phase(m->segment) == SL_SEGMENT_LIMBO) sl_limbo_retry(c, 31, m);
+            if (sl_segment_phase(m->segment) == SL_SEGMENT_FREE) sl_log_publish(c, 31, 0, 1, buffers[i]);
+            sl_map_put(c, m);
+        }
+        sl_futex_wait(&never, 0, sl_monotonic_ns() + 1000000); /* a broker's tick */
+    }
+    return NULL;
+}
+
 TEST("every record of many writers reaches every reader whole, once and in its writer's order, over many lives of each segment") {
     appends = number_of("APPENDS", 1000000);
     int processes = (int)number_of("PROCESSES", 2), failed = 0;
     fixture_make();
     harness_cleanup = fixture_unlink;
-    sl_cluster *c = fixture_open();
+    c = fixture_open();
+    pthread_t broker;
+    sl_store_release(&halt, 0);
     for (int i = 0; i < SEGMENTS; i++) {
         int64_t buffer = sl_segment_make(c, SEGMENT_BYTES);
         CHECK_OP(buffer, >, 0);
+        buffers[i] = (uint32_t)buffer;
         if (i == 0) CHECK_EQ(sl_log_open_epoch(c, 31, 0, 1, (uint32_t)buffer, 0), 1);
         else CHECK_EQ(sl_log_publish(c, 31, 0, 1, (uint32_t)buffer), SL_OK);
     }
     int64_t begin = sl_monotonic_ns();
-    if (processes == 0) failed = run_tasks(c, 0, 1);
-    else {
+    if (processes == 0) {
+        pthread_create(&broker, NULL, look_at_limbo, NULL);
+        failed = run_tasks(c, 0, 1);
+    } else {
         pid_t children[8];
         CHECK(processes <= 8);
         for (int i = 0; i < processes; i++)
             if ((children[i] = fork()) == 0) _exit(run_tasks(fixture_open(), i, processes));
+        pthread_create(&broker, NULL, look_at_limbo, NULL); /* after the forks: a child has no threads of ours */
         for (int i = 0; i < processes; i++) {
             int status;
             CHECK(waitpid(children[i], &status, 0) == children[i]);
             failed |= status != 0;
         }
     }
+    sl_store_release(&halt, 1);
+    pthread_join(broker, NULL);
     sl_partition *p = sl_cluster_partition(c, 0);
     sl_offsets o;
     CHECK_EQ(sl_log_offsets(c, 30, 0, &o), SL_OK);
