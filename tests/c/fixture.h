@@ -18,7 +18,9 @@ static void *fixture_object(const char *suffix, uint64_t bytes, uint32_t kind, i
     char name[128];
     snprintf(name, sizeof name, "%s.%s", fixture_prefix, suffix);
     int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
-    if (fd < 0 || posix_fallocate(fd, 0, (off_t)bytes) != 0) { perror(name); exit(2); }
+    uint64_t table = kind == SL_KIND_ROWS ? SL_MAX_ROWS * sizeof(sl_row) : kind == SL_KIND_WAITS ? SL_MAX_PARTITIONS * sizeof(sl_waits)
+        : kind == SL_KIND_PARTITIONS ? SL_MAX_PARTITIONS * sizeof(sl_partition) : 0; /* as long as it may become, with memory for `bytes` */
+    if (fd < 0 || posix_fallocate(fd, 0, (off_t)bytes) != 0 || (table && ftruncate(fd, (off_t)(SL_TABLE_HEADER_BYTES + table)) != 0)) { perror(name); exit(2); }
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
     sl_object_format(p, bytes, kind, 0, fixture_cluster_id, "lock");
@@ -51,6 +53,11 @@ static void fixture_make(void) {
     munmap(t, bytes);
     bytes = SL_TABLE_HEADER_BYTES + 64 * sizeof(sl_waits);
     munmap(fixture_object("waits", bytes, SL_KIND_WAITS, 1), bytes);
+    bytes = SL_TABLE_HEADER_BYTES + 64 * sizeof(sl_meter);
+    t = fixture_object("meters", bytes, SL_KIND_METERS, 0);
+    t->allocated = 4;
+    sl_object_ready(t);
+    munmap(t, bytes);
     bytes = SL_TABLE_HEADER_BYTES + 64 * sizeof(sl_row);
     t = fixture_object("rows", bytes, SL_KIND_ROWS, 1);
     for (uint32_t r = 0; r < 32; r++) {
@@ -63,8 +70,8 @@ static void fixture_make(void) {
 
 static void fixture_unlink(void) {
     char name[128];
-    const char *fixed[] = {"control", "partitions", "waits", "rows"};
-    for (int i = 0; i < 4; i++) { snprintf(name, sizeof name, "%s.%s", fixture_prefix, fixed[i]); shm_unlink(name); }
+    const char *fixed[] = {"control", "partitions", "waits", "rows", "meters"};
+    for (int i = 0; i < 5; i++) { snprintf(name, sizeof name, "%s.%s", fixture_prefix, fixed[i]); shm_unlink(name); }
     for (int i = 0; i < 20000; i++) { snprintf(name, sizeof name, "%s.s%d", fixture_prefix, i); shm_unlink(name); }
 }
 

@@ -39,9 +39,9 @@ class Memory:
             if number not in living:
                 self.blocks[number] = block._replace(live=False, deleted=True)
         for topic in view.topics.values():
-            flags = metadata.partition_flags(view, topic, number)
             size = config.topic_config(topic.config).max_message_bytes
             for n, p in enumerate(topic.partitions):
+                flags = metadata.partition_flags(view, topic, n)
                 self.blocks[p.block] = salvage.Block(
                     p.block, topic.topic_id, n, True, False, p.leader, p.leader_epoch, opened, flags, size, MEMORY
                 )  # fmt: skip
