@@ -275,6 +275,8 @@ def load(paths: Iterable[str | os.PathLike[str]]) -> Operations:
     total = 0
     for number, path in enumerate(paths):
         data = Path(path).read_bytes()
+        if not data[: HEADER.size].strip(b"\0"):
+            data = HEADER.pack(MAGIC, VERSION, ROW.itemsize, 0)  # its writer was killed while it made the file
         if len(data) < HEADER.size or data[:8] != MAGIC:
             raise ValueError(f"{path} is no history of operations ({len(data)} bytes)")
         _, version, row_bytes, _ = HEADER.unpack_from(data)

@@ -527,6 +527,12 @@ def test_a_torn_last_row_is_none(tmp_path: Path, cut: int) -> None:
     assert len(load([book.path]).rows) == len(whole) // 64 - 2
 
 
+@pytest.mark.parametrize("size", [0, 1, 64, 4096])
+def test_a_file_whose_writer_was_killed_while_it_made_it_holds_nothing(tmp_path: Path, size: int) -> None:
+    (tmp_path / "h").write_bytes(bytes(size))
+    assert len(load([tmp_path / "h"]).rows) == 0
+
+
 def test_the_command_prints_what_it_found_with_its_evidence(tmp_path: Path) -> None:
     book = Book(tmp_path)
     acknowledged_and_missing_in_the_middle(book)
