@@ -608,6 +608,7 @@ int sl_log_open_epoch(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_
     if (had_memory) {
         rc = fence(&s, leader_epoch);
         if (rc < 0) goto out;
+        number = s.number; /* the one that was fenced: producers may have moved on since we looked */
         uint64_t end = s.base + (s.index == 0 ? 0 : sl_cell_end(s.prev));
         if (end > base_offset) base_offset = end;
     } else { /* a fresh block, or one whose old life left nothing: only the numbers go on, beyond any that stood ready (they never repeat) */
