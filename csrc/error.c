@@ -127,7 +127,8 @@ uint64_t sl_start_ticks(uint32_t pid) {
 
 #ifdef SL_FAILPOINTS
 /* SHMLOG_FAILPOINT="name:hit:action" fires at the hit-th time (1 = first) that this process passes the named place; action is kill, stop or
- * exit. The variable is read anew each time, so that a test can set it in a forked child. */
+ * exit. "name:hit:action:path" fires only if it is this process that removes that file: once, for all processes that inherit the variable, and not at
+ * all any more once somebody else has removed it. The variable is read anew each time, so that a test can set it in a forked child. */
 void sl_failpoint_hit(const char *name) {
     static uint64_t hits;
     const char *wanted = getenv("SHMLOG_FAILPOINT");
@@ -137,9 +138,12 @@ void sl_failpoint_hit(const char *name) {
     char *end;
     uint64_t hit = strtoull(wanted + length + 1, &end, 10);
     if (*end != ':' || sl_fetch_add_relaxed(&hits, 1) + 1 != hit) return;
-    if (strcmp(end + 1, "kill") == 0) kill(getpid(), SIGKILL);
-    else if (strcmp(end + 1, "stop") == 0) kill(getpid(), SIGSTOP);
-    else if (strcmp(end + 1, "exit") == 0) _exit(99);
+    const char *action = end + 1, *path = strchr(action, ':');
+    size_t action_bytes = path ? (size_t)(path - action) : strlen(action);
+    if (path && unlink(path + 1) != 0) return;
+    if (action_bytes == 4 && memcmp(action, "kill", 4) == 0) kill(getpid(), SIGKILL);
+    else if (action_bytes == 4 && memcmp(action, "stop", 4) == 0) kill(getpid(), SIGSTOP);
+    else if (action_bytes == 4 && memcmp(action, "exit", 4) == 0) _exit(99);
     else {
         fprintf(stderr, "shmlog: SHMLOG_FAILPOINT=%s: the action is kill, stop or exit\n", wanted);
         abort();

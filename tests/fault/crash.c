@@ -43,7 +43,7 @@ static struct shared {
     uint64_t reader_position, reader_target;
 } *shared;
 static const char *place, *action, *regime, *out;
-static char files[300];
+static char files[300], armed[310]; /* `armed` is there until the victim meets its failpoint or it is decided that it does not */
 static int hit, alone;
 static enum role role;
 static uint32_t flags, epoch, total_records, per_producer;
@@ -78,8 +78,8 @@ static pid_t begin_child(int is_victim) {
         if (getppid() != parent) _exit(71);
         n_children = 0;
         if (is_victim) {
-            char text[100];
-            snprintf(text, sizeof text, "%s:%d:%s", place, hit, strcmp(action, "kill") ? "stop" : "kill");
+            char text[500];
+            snprintf(text, sizeof text, "%s:%d:%s:%s", place, hit, strcmp(action, "kill") ? "stop" : "kill", armed);
             setenv("SHMLOG_FAILPOINT", text, 1);
         }
         c = fixture_open();
@@ -216,7 +216,7 @@ static void serve(uint32_t my_epoch) {
     sl_broker_options o = {.process = 1, .spill_row = SPILL_ROW, .broker_epoch = my_epoch,
                            .memory_max_bytes = strcmp(regime, "recycling") ? 64 << 20 : 1 << 20, .reserve_disk_bytes = 0};
     if (sl_broker_start(c, &o, &b) < 0) _exit(6);
-    sl_broker_partition given = {.block = 0, .leader_epoch = my_epoch, .base_offset = base, .file_roll_bytes = 150000, .flush_ns = 2000000,
+    sl_broker_partition given = {.block = 0, .leader_epoch = my_epoch, .base_offset = base, .file_roll_bytes = role == RECOVERY ? 64 << 20 : 150000, .flush_ns = 2000000,
                                  .flush_messages = UINT64_MAX, .dir = alone ? NULL : files};
     int rc = sl_broker_add(b, &given);
     if (rc < 0) { fprintf(stderr, "sl_broker_add, epoch %u: %s\n", my_epoch, sl_strerror(rc)); _exit(7); }
@@ -300,6 +300,7 @@ int main(int argc, char **argv) {
     alone = !strcmp(regime, "alone");
     int idle = !strcmp(regime, "idle");
     for (size_t i = 0;; i++) if (!strncmp(place, roles[i].prefix, strlen(roles[i].prefix))) { role = roles[i].role; break; }
+    int half_made = !strcmp(place, "file_recover_remove"); /* needs a predecessor that died while it made a file */
     total_records = idle ? 96 : alone ? 1600 : 2400;
     per_producer = total_records / producers;
     flags = alone ? 0 : SL_PF_SPILL;
@@ -309,6 +310,8 @@ int main(int argc, char **argv) {
     shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     snprintf(files, sizeof files, "%s/log", out);
     CHECK(mkdir(files, 0700) == 0);
+    snprintf(armed, sizeof armed, "%s/armed", out);
+    CHECK(mknod(armed, S_IFREG | 0600, 0) == 0);
     fixture_make();
     c = fixture_open();
     p = sl_cluster_partition(c, 0);
@@ -324,7 +327,9 @@ int main(int argc, char **argv) {
             CHECK(sl_log_publish(c, MAIN_ROW, 0, 1, (uint32_t)more) == SL_OK);
         }
     } else {
+        if (half_made) setenv("SHMLOG_FAILPOINT", "file_create_cells:1:kill", 1);
         start_broker(role == BROKER);
+        unsetenv("SHMLOG_FAILPOINT");
         if (role != BROKER) await_broker();
     }
     pid_t victim = role == BROKER ? broker_pid : 0, reader = begin_child(role == READER);
@@ -346,7 +351,21 @@ int main(int argc, char **argv) {
 
     if (role == RECOVERY) { /* the victim is the successor of a broker that was killed at work */
         for (int i = 0; i < 20; i++) CHECK(beside(PATIENCE_NS) == SL_OK);
-        end_process(broker_pid);
+        if (half_made) {
+            EVENTUALLY(waitpid(broker_pid, NULL, WNOHANG) == broker_pid);
+            forget(broker_pid);
+        } else {
+            EVENTUALLY(sl_word_offset(sl_load_acquire(&p->durable)) >= (idle ? 20 : 500)); /* there is something to recover */
+            end_process(broker_pid);
+        }
+        if (!strcmp(place, "file_recover_page") || !strcmp(place, "file_recover_table")) { /* whole pages are written only where the table is made anew */
+            sl_file_entry found[256];
+            int64_t n = sl_file_list(files, found, 256);
+            char path[400];
+            snprintf(path, sizeof path, "%s/%s", files, found[n - 1].name);
+            memcpy(path + strlen(path) - 3, "cells", 6);
+            CHECK(n == 1 && unlink(path) == 0);
+        }
         start_broker(1);
         victim = broker_pid;
     }
@@ -375,7 +394,8 @@ int main(int argc, char **argv) {
             static int64_t quiet_ns;
             if (busy) quiet_ns = 0;
             else if (!quiet_ns) quiet_ns = sl_monotonic_ns();
-            if (quiet_ns && sl_monotonic_ns() - quiet_ns > 30000000) reached = 0;
+            if (role == RECOVERY && sl_load_acquire(&shared->broker_epoch) != epoch) quiet_ns = 0;
+            if (quiet_ns && sl_monotonic_ns() - quiet_ns > 30000000 && unlink(armed) == 0) reached = 0;
         }
         reached >= 0;
     }));
