@@ -45,7 +45,7 @@ static struct shared {
 } *shared;
 static const char *place, *action, *regime, *out;
 static char files[300], armed[310]; /* `armed` is there until the victim meets its failpoint or it is decided that it does not */
-static int hit, alone, fail_a_sync;
+static int hit, alone, rewrites, fail_a_sync;
 static enum role role;
 static uint32_t flags, epoch, total_records, per_producer;
 static sl_cluster *c;
@@ -82,7 +82,7 @@ static pid_t begin_child(int is_victim) {
             char text[500];
             snprintf(text, sizeof text, "%s:%d:%s:%s", place, hit, strcmp(action, "kill") ? "stop" : "kill", armed);
             setenv("SHMLOG_FAILPOINT", text, 1);
-            fail_a_sync = !strncmp(place, "file_install", 12) || !strncmp(place, "spill_rewrite", 13);
+            fail_a_sync = rewrites;
         }
         c = fixture_open();
         p = sl_cluster_partition(c, 0);
@@ -197,7 +197,7 @@ static void follow(void) {
 /* For what comes only after a disk that failed: one sync of the victim's fails, once. */
 int fdatasync(int fd) {
     static int synced;
-    if (fail_a_sync && sl_fetch_add_relaxed(&synced, 1) == 20) { errno = EIO; return -1; }
+    if (fail_a_sync && sl_fetch_add_relaxed(&synced, 1) == 3) { errno = EIO; return -1; }
     return (int)syscall(SYS_fdatasync, fd);
 }
 
@@ -324,6 +324,7 @@ int main(int argc, char **argv) {
     place = argv[1]; hit = atoi(argv[2]); action = argv[3]; regime = argv[5]; out = argv[6];
     uint32_t producers = (uint32_t)atoi(argv[4]);
     alone = !strcmp(regime, "alone");
+    rewrites = !strncmp(place, "file_install", 12); /* passed only after a disk that failed, and a moment's rest */
     int idle = !strcmp(regime, "idle");
     for (size_t i = 0;; i++) if (!strncmp(place, roles[i].prefix, strlen(roles[i].prefix))) { role = roles[i].role; break; }
     int half_made = !strcmp(place, "file_recover_remove"); /* needs a predecessor that died while it made a file */
@@ -421,7 +422,7 @@ int main(int argc, char **argv) {
             if (busy) quiet_ns = 0;
             else if (!quiet_ns) quiet_ns = sl_monotonic_ns();
             if (role == RECOVERY && sl_load_acquire(&shared->broker_epoch) != epoch) quiet_ns = 0;
-            if (quiet_ns && sl_monotonic_ns() - quiet_ns > 30000000 && unlink(armed) == 0) reached = 0;
+            if (quiet_ns && sl_monotonic_ns() - quiet_ns > (rewrites ? 2000000000 : 30000000) && unlink(armed) == 0) reached = 0;
         }
         reached >= 0;
     }));

@@ -21,7 +21,7 @@ from shmlog import Admin, NewTopic
 BROKERS = ("spill_", "sync_", "ring_", "add_", "file_", "fence_cas", "open_cur_cas")
 # Only after what these tests do not do to files; tests/fault/crash.c and tests/c/test_file.c do.
 NOT_HERE = {"file_recover_page", "file_recover_remove", "file_recover_table"}
-PLACES = [name for name in programs.failpoints() if name.startswith(BROKERS) and name not in NOT_HERE]
+PLACES = [name for name in programs.failpoints() if name.startswith(BROKERS) and not name.startswith("file_install") and name not in NOT_HERE]
 CASES = [(place, action) for place in PLACES for action in ("kill", "stop")]
 QUICK = [("spill_written", "kill"), ("open_cur_cas", "stop")]
 
