@@ -32,9 +32,29 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
     return value
 
 
-def check_histories(address: str, topic: str, histories: list[Path]) -> int:
-    """The end of every fault test: a full read of partition 0, written down as all that went before, and nothing in it all that cannot be. Returns how
-    many records there are."""
+def noted(value: bytes) -> int:
+    """Which of all values this is: workers begin theirs with a NOTE."""
+    return history.value_id(*NOTE.unpack_from(value))
+
+
+class Sends:
+    """Sends of a producer of this process, numbered, each with acks=1, written down as a worker does."""
+
+    def __init__(self, path: Path, topic: str = "t") -> None:
+        self.path, self.topic = path, topic
+        self._history = history.History(path)
+        self._log = self._history.log(topic, 0)
+
+    def __call__(self, producer: Any, number: int, value: bytes) -> Any:
+        token = self._history.send(self._log, number, crc=zlib.crc32(value))
+        delivery = producer.send(self.topic, value)
+        self._history.ok(token, delivery.offset)
+        return delivery
+
+
+def check_histories(address: str, topic: str, histories: list[Path], identify: Callable[[bytes], int] = noted) -> int:
+    """The end of every fault test with traffic: a full read of partition 0, written down as all that went before, and nothing in it all that cannot be.
+    Returns how many records there are."""
     path = histories[0].with_name(f"final-{uuid.uuid4().hex[:6]}.history")
     tp = TopicPartition(topic, 0)
     with history.History(path) as final, Consumer(bootstrap_servers=address) as consumer:
@@ -49,7 +69,7 @@ def check_histories(address: str, topic: str, histories: list[Path]) -> int:
             records = until(lambda: consumer.poll(timeout_ms=1000, max_records=5000).get(tp), f"records from offset {offset} of {end}")
             done = time.monotonic_ns()
             for record in records:
-                final.read(log, record.offset, history.value_id(*NOTE.unpack_from(record.value)), begin, done, crc=zlib.crc32(record.value))
+                final.read(log, record.offset, identify(record.value), begin, done, crc=zlib.crc32(record.value))
                 offset = record.offset + 1
         final.final(log, start, end, began)
     operations = history.load([*histories, path])
