@@ -1,9 +1,9 @@
 /* One cell of the crash matrix: ./crash PLACE HIT ACTION PRODUCERS REGIME DIRECTORY
  *
- * Real processes on real memory and files: a broker (sl_broker, its own process), producers, a reader that follows, and this one, which is the coordinator
- * (death certificates, successors) and a producer beside the others. One of them, the victim, runs with the failpoint PLACE set, and the HIT-th time it passes there
- * it is killed (ACTION kill) or stopped; stopped it is resumed (resume) or killed (end) when the partition has moved on: appended to by somebody else at once, past
- * three rotations, and through two changes of leader where the victim is not the leader itself.
+ * Real processes on real memory and files: a broker (sl_broker, its own process), producers, a reader that follows, and this one, which is the
+ * coordinator (death certificates, successors) and a producer beside the others. One of them, the victim, runs with the failpoint PLACE set, and the
+ * HIT-th time it passes there it is killed (ACTION kill) or stopped; stopped it is resumed (resume) or killed (end) when the partition has moved on:
+ * appended to by somebody else at once, past three rotations, and through two changes of leader where the victim is not the leader itself.
  *
  * Afterwards all go on to their end, the log is read through, and everything is removed. This program checks what is left behind; what was promised to
  * whom stands in the histories, one a process, for shmlog.testing.history.
@@ -40,7 +40,7 @@ static const struct { const char *prefix; enum role role; } roles[] = {
 };
 
 static struct shared {
-    uint32_t go, broker_epoch, drain, drained, drain_code, remove, reader_stop, reader_ready;
+    uint32_t go, broker_epoch, drain, drained, drain_code, remove, reader_stop, reader_ready, keeper_stop;
     uint64_t reader_position, reader_target;
 } *shared;
 static const char *place, *action, *regime, *out;
@@ -56,6 +56,31 @@ static uint32_t next_sequence;
 static pid_t children[64], broker_pid;
 static int n_children;
 
+/* What a stuck ring looks like. */
+static uint32_t kept[64];
+static void dump(void) {
+    if (!c || !p) return;
+    fprintf(stderr, "  cur %llu epoch %u, log start %llu, spilled %llu\n", (unsigned long long)sl_cur_number(p->cur), sl_cur_epoch(p->cur),
+            (unsigned long long)sl_word_offset(p->log_start), (unsigned long long)sl_word_offset(p->spilled));
+    for (uint32_t i = 0; i < SL_DIR_SLOTS; i++)
+        if (sl_dir_buffer(p->dir[i])) fprintf(stderr, "  dir: number %u is buffer %u\n", sl_dir_number(p->dir[i]), sl_dir_buffer(p->dir[i]));
+    for (uint32_t i = 0; i < 64 && kept[i]; i++) {
+        sl_map *m;
+        if (sl_map_get(c, kept[i], 0, &m) != SL_OK) continue;
+        uint64_t w = m->segment->claim;
+        fprintf(stderr, "  buffer %u: phase %u, row %d, number %llu, tainted %u\n", kept[i], sl_claim_phase(w), (int)sl_claim_row(w), (unsigned long long)sl_claim_number(w), m->segment->tainted);
+        sl_map_put(c, m);
+    }
+    for (uint32_t r = 0; r < 32; r++) {
+        sl_row *row = sl_cluster_row(c, r);
+        if (row->hazard[0] | row->hazard[1] | row->poll_pin | row->view_pins[0] | (uint64_t)(row->state == SL_ROW_DEAD))
+            fprintf(stderr, "  row %u: state %u, names %llx %llx %llx %llx\n", r, row->state, (unsigned long long)row->hazard[0], (unsigned long long)row->hazard[1],
+                    (unsigned long long)row->poll_pin, (unsigned long long)row->view_pins[0]);
+    }
+    sl_waits *w = sl_cluster_waits(c, 0);
+    for (int i = 0; i < SL_TETHERS; i++) if (w->tethers[i]) fprintf(stderr, "  tether at %llu\n", (unsigned long long)(w->tethers[i] & SL_NUMBER_MASK));
+    fprintf(stderr, "  the reader is at %llu\n", (unsigned long long)shared->reader_position);
+}
 static void finish(int code) {
     for (int i = 0; i < n_children; i++) if (children[i] > 0) { kill(children[i], SIGKILL); waitpid(children[i], NULL, 0); }
     char name[300];
@@ -66,7 +91,7 @@ static void finish(int code) {
     if (d) closedir(d);
     exit(code);
 }
-#define WRONG(...) do { fprintf(stderr, "%s:%d %s %u %s: ", place, hit, action, total_records, regime); fprintf(stderr, __VA_ARGS__); fputc('\n', stderr); finish(1); } while (0)
+#define WRONG(...) do { fprintf(stderr, "%s:%d %s %u %s: ", place, hit, action, total_records, regime); fprintf(stderr, __VA_ARGS__); fputc('\n', stderr); dump(); finish(1); } while (0)
 #define CHECK(cond) do { if (!(cond)) WRONG("not so (line %d): %s", __LINE__, #cond); } while (0)
 #define EVENTUALLY(cond) do { int64_t until_ = sl_monotonic_ns() + PATIENCE_NS; while (!(cond)) { if (sl_monotonic_ns() > until_) WRONG("never (line %d): %s", __LINE__, #cond); usleep(100); } } while (0)
 
@@ -308,6 +333,32 @@ static void change_leader(void) {
     await_broker();
 }
 
+/* In `alone` somebody must still do what only a broker does for a ring: what was named when it was taken out is looked at again, what is lost with a
+ * dead row is replaced. It never takes anything out by itself. */
+#define KEEPER_ROW 15
+static void keep(void) {
+    while (!sl_load_acquire(&shared->keeper_stop)) {
+        for (int i = 0; i < 64 && kept[i]; i++) {
+            sl_map *m;
+            if (sl_map_get(c, kept[i], 1, &m) != SL_OK) _exit(10);
+            int lost = sl_segment_audit(c, KEEPER_ROW, 0, m) == 1;
+            if (sl_segment_phase(m->segment) == SL_SEGMENT_LIMBO) sl_limbo_retry(c, KEEPER_ROW, m);
+            uint32_t phase = sl_segment_phase(m->segment);
+            sl_map_put(c, m);
+            if (lost || phase == SL_SEGMENT_DEAD) {
+                sl_segment_unlink(c, kept[i]);
+                int64_t fresh = sl_segment_make(c, SL_SEGMENT_MIN_BYTES);
+                if (fresh < 0) _exit(11);
+                kept[i] = (uint32_t)fresh;
+                phase = SL_SEGMENT_FREE;
+            }
+            if (phase == SL_SEGMENT_FREE) sl_log_publish(c, KEEPER_ROW, 0, p->leader_epoch, kept[i]);
+        }
+        usleep(500);
+    }
+    _exit(0);
+}
+
 static int segments_left(char *which) {
     char prefix[100];
     snprintf(prefix, sizeof prefix, "%s.s", fixture_prefix);
@@ -328,7 +379,7 @@ int main(int argc, char **argv) {
     int idle = !strcmp(regime, "idle");
     for (size_t i = 0;; i++) if (!strncmp(place, roles[i].prefix, strlen(roles[i].prefix))) { role = roles[i].role; break; }
     int half_made = !strcmp(place, "file_recover_remove"); /* needs a predecessor that died while it made a file */
-    total_records = idle ? 96 : alone ? 1600 : 2400;
+    total_records = idle ? 96 : 2400;
     per_producer = total_records / producers;
     flags = alone ? 0 : SL_PF_SPILL;
     setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
@@ -345,14 +396,19 @@ int main(int argc, char **argv) {
     p->flags = flags;
     mine = history_open(out, "beside", 40000);
 
+    pid_t keeper = 0;
     if (alone) {
         epoch = 1;
         int64_t first = sl_segment_make(c, SL_SEGMENT_MIN_BYTES);
         CHECK(sl_log_open_epoch(c, MAIN_ROW, 0, 1, (uint32_t)first, 0) == 1);
-        for (int i = 0; i < 5; i++) {
+        kept[0] = (uint32_t)first;
+        for (uint32_t i = 0; i < producers + 5; i++) { /* each producer may hold one by a loan while it waits for room */
             int64_t more = sl_segment_make(c, SL_SEGMENT_MIN_BYTES);
             CHECK(sl_log_publish(c, MAIN_ROW, 0, 1, (uint32_t)more) == SL_OK);
+            kept[i + 1] = (uint32_t)more;
         }
+        keeper = begin_child(0);
+        if (keeper == 0) keep();
     } else {
         if (half_made) setenv("SHMLOG_FAILPOINT", "file_create_cells:1:kill", 1);
         start_broker(role == BROKER);
@@ -484,6 +540,10 @@ int main(int argc, char **argv) {
         sl_reader_close(r);
     } else {
         sl_appender_close(appender);
+        sl_store_release(&shared->keeper_stop, 1);
+        EVENTUALLY(waitpid(keeper, &status, WNOHANG) == keeper);
+        forget(keeper);
+        CHECK(status == 0);
         start_broker(0); /* it adopts what is there */
         await_broker();
     }
