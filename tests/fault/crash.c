@@ -242,13 +242,13 @@ static void remove_halves(void) {
     if (d) closedir(d);
 }
 
-static uint64_t recover(uint64_t cut_at) {
+static uint64_t recover(uint64_t cut_at, uint64_t durable) {
     remove_halves();
     sl_file_entry found[256];
     for (int64_t n = sl_file_list(files, found, 256); n > 0; n--) {
         uint64_t cut;
         char path[400];
-        int64_t end = sl_file_recover(files, found[n - 1].name, cut_at, &cut);
+        int64_t end = sl_file_recover(files, found[n - 1].name, cut_at, durable, &cut);
         if (end < 0) { fprintf(stderr, "recovery of %s: %s\n", found[n - 1].name, sl_strerror((int)end)); _exit(5); }
         if ((uint64_t)end > found[n - 1].base_offset) return (uint64_t)end;
         snprintf(path, sizeof path, "%s/%s", files, found[n - 1].name);
@@ -262,7 +262,7 @@ static uint64_t recover(uint64_t cut_at) {
 static void serve(uint32_t my_epoch) {
     uint64_t number = sl_cur_number(p->cur), base = 0;
     int in_memory = number && sl_log_buffer(p, number) != 0;
-    if (!alone) base = recover(in_memory ? sl_word_offset(sl_load_acquire(&p->spilled)) : UINT64_MAX);
+    if (!alone) base = in_memory ? recover(sl_word_offset(sl_load_acquire(&p->spilled)), sl_word_offset(sl_load_acquire(&p->durable))) : recover(UINT64_MAX, 0);
     sl_broker *b;
     sl_broker_options o = {.process = 1, .spill_row = SPILL_ROW, .broker_epoch = my_epoch,
                            .memory_max_bytes = strcmp(regime, "recycling") ? 64 << 20 : 1 << 20, .reserve_disk_bytes = 0};

@@ -109,7 +109,7 @@ static void run_child(pid_t parent) {
     else if (!strcmp(what, "loan")) rc = sl_loan_publish(a, &loan, &r, -1, deadline, &result);
     else if (!strcmp(what, "rotate")) rc = sl_append(b, &r, -1, deadline, &result);
     else if (!strcmp(what, "recycle")) rc = sl_log_recycle(c, CHILD_ROW, 0) < 0;
-    else if (!strcmp(what, "clean")) rc = sl_row_clean(c, DEAD_ROW) != 0;
+    else if (!strcmp(what, "clean")) rc = sl_row_clean(c, DEAD_ROW) < 0; /* words that must stay for now: clean() comes again */
     TRAP();
     told->offset = result.offset;
     told->rc = rc;
