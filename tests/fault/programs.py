@@ -44,12 +44,12 @@ def _once(target: Path, *arguments: str) -> Path:
 
 def crash() -> Path:
     """One cell of the crash matrix; with failpoints."""
-    return _once(BUILD / "crash", "-DSL_FAILPOINTS", str(HERE / "crash.c"))
+    return _once(BUILD / "crash", "-Werror", "-DSL_FAILPOINTS", str(HERE / "crash.c"))
 
 
 def step() -> Path:
     """Kill and stop at every instruction; the core as it is shipped."""
-    return _once(BUILD / "step", str(HERE / "step.c"))
+    return _once(BUILD / "step", "-Werror", str(HERE / "step.c"))
 
 
 def core_with_failpoints() -> Path:

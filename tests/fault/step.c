@@ -21,6 +21,10 @@
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
+#if defined(__aarch64__)
+#include <elf.h>
+#include <sys/uio.h>
+#endif
 
 #include "../c/fixture.h"
 
@@ -146,8 +150,6 @@ static void start_child(void) {
     }
     if (!WIFSTOPPED(status)) { child = 0; WRONG("the child did not get to its first step: status %d", status); }
 #if defined(__aarch64__)
-#include <elf.h>
-#include <linux/uio.h>
     struct { uint64_t x[31], sp, pc, pstate; } regs;
     struct iovec v = {&regs, sizeof regs};
     CHECK(ptrace(PTRACE_GETREGSET, child, (void *)NT_PRSTATUS, &v) == 0);
