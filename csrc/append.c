@@ -24,6 +24,7 @@ struct sl_appender {
     sl_hold hold;
     uint64_t chunk_number;              /* the segment the chunk belongs to */
     uint32_t chunk_unit, chunk_end;     /* arena units left: [chunk_unit, chunk_end) */
+    sl_stamp stamp;
     int64_t no_room_ns;                 /* shmlog.full=raise: since when there was none; 0 there was */
 };
 
@@ -120,8 +121,8 @@ static int wait_for_room(sl_appender *a, int64_t deadline_ns, sl_append_result *
     uint32_t seen = sl_sleep_begin(s->row, SL_SLEEPS_FUTEX);
     sl_bits_set(s->waits->commit, s->row_index);
     int rc = SL_OK;
-    /* SYNC room: announced, look again; pairs with the wake after recycle_publish */
-    if (sl_cur_number(sl_load_sc(&s->p->cur)) == number && sl_log_buffer(s->p, number + 1) == 0 &&
+    /* SYNC room: announced, look again: at what wakes after recycle_publish, and at what wakes because a segment may be reused now (a tether that moved) */
+    if (sl_log_recycle(s->cluster, s->row_index, s->block) <= 0 && sl_cur_number(sl_load_sc(&s->p->cur)) == number && sl_log_buffer(s->p, number + 1) == 0 &&
         sl_load_acquire(&sl_cluster_control(s->cluster)->cluster_state) != SL_CLUSTER_DOWN) {
         int64_t until = deadline_ns < now + WAIT_SLICE_NS ? deadline_ns : now + WAIT_SLICE_NS;
         rc = sl_futex_wait(&s->row->wake, seen, until);
@@ -223,7 +224,7 @@ int sl_append(sl_appender *a, const sl_record *record, int64_t expected_offset, 
     uint32_t count = record->rows ? record->rows : 1;
     if (sl_unlikely(count > SL_CELL_MAX_COUNT)) return SL_E_INVALID;
     int64_t timestamp_ns = record->timestamp_ns;
-    if (timestamp_ns == 0 || (flags & SL_PF_LOG_APPEND_TIME)) timestamp_ns = sl_wall_ns();
+    if (timestamp_ns == 0 || (flags & SL_PF_LOG_APPEND_TIME)) timestamp_ns = sl_stamp_ns(&a->stamp);
     result->timestamp_ns = timestamp_ns;
     for (;;) {
         int rc = sl_hold_take(s, 0);
@@ -334,7 +335,7 @@ int sl_loan_publish(sl_appender *a, sl_loan *loan, const sl_record *record, int6
     if (r.value_bytes > loan->value_bytes) return SL_E_INVALID;
     uint32_t flags = sl_load_relaxed(&s->p->flags), count = r.rows ? r.rows : 1;
     int64_t timestamp_ns = r.timestamp_ns;
-    if (timestamp_ns == 0 || (flags & SL_PF_LOG_APPEND_TIME)) timestamp_ns = sl_wall_ns();
+    if (timestamp_ns == 0 || (flags & SL_PF_LOG_APPEND_TIME)) timestamp_ns = sl_stamp_ns(&a->stamp);
     result->timestamp_ns = timestamp_ns;
     int rc = sl_hold_take(s, 0);
     if (rc < 0) return rc;

@@ -1,4 +1,4 @@
-/* What the C core offers to the Python side (by cffi, verbatim) and its files to each other. A library for C programs (shmlog.h) is not there yet.
+/* What the C core offers to the Python side (by cffi, verbatim), to the library for C programs (shmlog.h, shmlog.c) and its files to each other.
  *
  * One int64_t or int return carries a result (>= 0) or a code (SL_E_*, < 0). Deadlines are absolute CLOCK_MONOTONIC nanoseconds; 0 = do not
  * wait. No function waits without one, allocates on the append or poll path, or calls back. A call that a signal interrupts while it waits returns
@@ -66,6 +66,8 @@ sl_waits *sl_cluster_waits(sl_cluster *cluster, uint32_t block);
 sl_row *sl_cluster_row(sl_cluster *cluster, uint32_t row);
 uint32_t sl_cluster_partitions_used(sl_cluster *cluster);
 uint32_t sl_cluster_rows_used(sl_cluster *cluster);
+sl_meter *sl_cluster_meter(sl_cluster *cluster, uint32_t index);          /* NULL: not allocated */
+uint32_t sl_cluster_meters(sl_cluster *cluster);                          /* how many there are, 0 without the object */
 uint64_t sl_cluster_mapped_bytes(sl_cluster *cluster);
 
 /* ---- segments ---- */
@@ -185,6 +187,8 @@ int sl_reader_open_files(const char *dir, sl_reader **out);
 void sl_reader_close(sl_reader *reader);   /* leased memory stays until released */
 int sl_reader_seek(sl_reader *reader, uint64_t offset);
 uint64_t sl_reader_position(sl_reader *reader);
+/* Would a poll find something, as far as two loads tell? 0 only if not; without a pin. After a poll that returned 0, for who looks again and again. */
+int sl_reader_ready(sl_reader *reader);
 /* After a poll said SL_E_CORRUPT: where to seek to go on behind what is damaged or lost; position + 1 if nothing says how far that goes. */
 uint64_t sl_reader_damage_end(sl_reader *reader);
 /* Up to max_views records of up to about max_bytes (at least one record). Returns how many (0: at the end), or SL_E_RANGE (position below log start or beyond
@@ -208,6 +212,11 @@ void sl_readers_disarm(sl_cluster *cluster, uint32_t row, sl_reader **readers, s
 void sl_row_wakeup(sl_cluster *cluster, uint32_t row);   /* any thread */
 /* Sleeps on control.view_changes while it is `seen`. */
 int sl_view_wait(sl_cluster *cluster, uint32_t seen, int64_t deadline_ns);
+
+/* ---- meters (meter.c) ---- */
+uint32_t sl_meter_bucket(int64_t ns);
+int64_t sl_meter_bound_ns(uint32_t bucket);       /* the least age that falls into it */
+uint32_t sl_meters_taken(sl_cluster *cluster);
 
 /* ---- many views at once (views.c) ---- */
 /* Bytes that keys, values, headers and dtypes of the views take; *lo, *hi the least range of addresses that holds them all (0, 0: none). */
@@ -349,6 +358,7 @@ int sl_row_names_block(const sl_row *row, uint32_t block);            /* 1: a ha
 
 /* ---- between the files of the core -------------------------------------------------------------------------------------------------- */
 void sl_set_errno(int saved_errno);
+int sl_process_alive(uint32_t pid, uint64_t start_ticks);   /* exactly this process runs (a zombie does not) */
 
 typedef struct sl_map {            /* a mapped segment; cached by buffer id, counted */
     sl_segment *segment;
@@ -385,6 +395,10 @@ int64_t sl_log_takeout(sl_cluster *cluster, uint32_t row, uint32_t block);
 /* Index of the first empty cell, or of the SEAL; *end_rel the offset there relative to base; *sealed. The caller holds a hazard word or pin.
  * SL_E_DAMAGED if the cells cannot be right. */
 int64_t sl_segment_end(const sl_map *map, uint64_t number, uint32_t *end_rel, int *sealed);
+
+/* stamp.c: the wall clock, for who asks a million times a second. One thread's; zeros to begin with. */
+typedef struct sl_stamp { uint64_t at, ticks, rate; int64_t ns, last; } sl_stamp;
+int64_t sl_stamp_ns(sl_stamp *stamp);
 
 /* crc32c.c */
 uint32_t sl_crc32c_portable(uint32_t crc, const void *data, size_t bytes);                     /* without special instructions: the tests' measure */

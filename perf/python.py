@@ -151,7 +151,7 @@ def pingpong(make: Callable[[int], Any], value_bytes: int, n: int) -> dict[str, 
 def one_way(value_bytes: int, n: int, address: str, topic: str, send: str, batch: int = 500) -> dict[str, float]:
     """Records per second until the consumer has them all.
 
-    send: `one` a call and Records out; `records`: send_many and Records; `bytes`: send_many and views.
+    send: `one` a call and Records out; `records`: send_many and Records; `bytes`: send_many and views; `copies`: send_many and bytes of batches.
     """
     from shmlog import Consumer, Producer, TopicPartition
 
@@ -169,9 +169,9 @@ def one_way(value_bytes: int, n: int, address: str, topic: str, send: str, batch
         consumer.poll(timeout_ms=0)
         ready.set()
         got = 0
-        if send == "bytes":
+        if send in ("bytes", "copies"):
             for b in consumer.batches(max_records=4096):
-                got += len(b.values())
+                got += len(b.values(copy=send == "copies"))
                 if got >= n:
                     break
         else:

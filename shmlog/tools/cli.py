@@ -219,13 +219,14 @@ def pairs(given: Sequence[str], option: str = "-c") -> dict[str, str]:
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from shmlog import __version__
+    from shmlog import __version__, _binding
     from shmlog._ffi import lib
 
     if settings().json or "--json" in sys.argv:
-        show({"version": __version__, "layout_version": lib.SL_LAYOUT_VERSION, "disk_version": lib.SL_DISK_VERSION, "binding": "cffi"})
+        show({"version": __version__, "layout_version": lib.SL_LAYOUT_VERSION, "disk_version": lib.SL_DISK_VERSION, "binding": _binding.name})
     else:
-        print(f"shmlog {__version__} (layout {lib.SL_LAYOUT_VERSION}, disk {lib.SL_DISK_VERSION}, binding cffi, Python {sys.version.split()[0]})")
+        versions = f"layout {lib.SL_LAYOUT_VERSION}, disk {lib.SL_DISK_VERSION}"
+        print(f"shmlog {__version__} ({versions}, binding {_binding.name}, Python {sys.version.split()[0]})")
     ctx.exit()
 
 
@@ -343,6 +344,26 @@ def status(check: bool, topic: str | None) -> None:
         click.get_current_context().exit(EXIT_ERROR)
     if not check and seen["state"] == "down" and not seen["processes"]:
         raise module.no_cluster(seen["cluster"])
+
+
+@cli.command(
+    short_help="Rates, lag, latency and memory, live.",
+    examples=("shmlog top", "shmlog top --interval 0.2", "shmlog top --json -n 1 | jq .latency_p99_us"),
+)
+@click.option("--interval", type=click.FloatRange(min=0.05), default=1.0, show_default=True, metavar="S", help="Between two looks.")
+@click.option("-n", "count", type=click.IntRange(min=1), metavar="COUNT", help="End after so many intervals.")
+def top(interval: float, count: int | None) -> None:
+    """Rates, lag of readers, append-to-read latency, memory and CPU, live, from shared memory alone: nobody is asked, no probe runs. q leaves.
+
+    Latency is measured by the readers themselves, sampled: from a record's timestamp to its being read, of what is read from memory.
+    """
+    from shmlog.tools import top as module
+
+    if settings().json:
+        for seen in module.run(settings().address, interval, count):
+            show(seen)
+    else:
+        module.show(settings().address, interval, count)
 
 
 # --- topics ------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from workers import Ledger
 
 from shmlog import Admin, NewTopic
 
-BROKERS = ("spill_", "sync_", "ring_", "add_", "file_", "fence_cas", "open_cur_cas")
+BROKERS = ("spill_", "sync_", "ring_", "add_", "file_", "fence_cas", "open_")
 # Only after what these tests do not do to files; tests/fault/crash.c and tests/c/test_file.c do.
 NOT_HERE = {"file_recover_page", "file_recover_remove", "file_recover_table"}
 PLACES = [name for name in programs.failpoints() if name.startswith(BROKERS) and not name.startswith("file_install") and name not in NOT_HERE]
@@ -55,7 +55,7 @@ def test_a_broker_of_a_cluster_that_dies_or_stops_there_loses_nothing(
         until(lambda: ledgers[0].acknowledged > 500 and ledgers[2].acknowledged > 500, "traffic")
         [broker] = cluster.pids("broker")
         armed.touch()
-        if place.startswith(("add_", "file_recover", "fence_cas", "open_cur_cas")):  # what only a successor passes
+        if place.startswith(("add_", "file_recover", "fence_cas", "open_")):  # what only a successor passes
             os.kill(broker, signal.SIGKILL)
         until(lambda: not armed.exists(), f"a broker at {place}")
         begin = [ledger.acknowledged for ledger in ledgers]
