@@ -35,7 +35,7 @@
 
 enum role { PRODUCER, READER, BROKER, RECOVERY, CLEANER };
 static const struct { const char *prefix; enum role role; } roles[] = {
-    {"pin_handover", PRODUCER}, {"pin_", READER}, {"announce_", READER}, {"spill_", BROKER}, {"sync_", BROKER}, {"ring_", BROKER}, {"file_recover", RECOVERY}, {"file_", BROKER},
+    {"pin_handover", PRODUCER}, {"pin_", READER}, {"announce_", READER}, {"wait_", READER}, {"spill_", BROKER}, {"sync_", BROKER}, {"ring_", BROKER}, {"file_recover", RECOVERY}, {"file_", BROKER},
     {"add_", RECOVERY}, {"fence_cas", RECOVERY}, {"open_", RECOVERY}, {"clean_", CLEANER}, {"", PRODUCER},
 };
 

@@ -21,7 +21,7 @@ ACTIONS = ("kill", "resume", "end")
 PRODUCERS = (1, 2, 8)
 REGIMES = ("idle", "rotating", "recycling", "alone")
 # Whose victim is a reader, or needs a broker's files: there is neither in `alone`.
-NEEDS_A_BROKER = ("pin_store", "pin_recheck", "announce_", "spill_", "sync_", "ring_", "file_", "add_", "fence_", "open_")
+NEEDS_A_BROKER = ("pin_store", "pin_recheck", "announce_", "wait_", "spill_", "sync_", "ring_", "file_", "add_", "fence_", "open_")
 
 
 def regimes(place: str) -> tuple[str, ...]:
