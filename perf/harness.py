@@ -127,7 +127,7 @@ def own_ticks() -> int:
                 fields = f.read().rpartition(")")[2].split()
         except OSError:
             continue
-        ticks += int(fields[11]) + int(fields[12])
+        ticks += sum(int(f) for f in fields[11:15])  # user and system, with children that were waited for
     return ticks
 
 
@@ -177,8 +177,11 @@ def no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def together(peer: Any, ends: Sequence[tuple[str, dict[str, Any]]], limit_s: float = LIMIT_S) -> tuple[list[dict[str, Any]], Noise]:
-    """Runs these roles with a peer that was started, each in a process of its own. Returns what each measured, in order, and the noise of that time."""
+def together(peer: Any, ends: Sequence[tuple[str, dict[str, Any]]], limit_s: float = LIMIT_S,
+             during: Callable[[], None] | None = None) -> tuple[list[dict[str, Any]], Noise]:  # fmt: skip
+    """Runs these roles with a peer that was started, each in a process of its own. Returns what each measured, in order, and the noise of that time.
+
+    during: called once they run."""
     from .worker import main
 
     context = multiprocessing.get_context("spawn")
@@ -221,6 +224,8 @@ def together(peer: Any, ends: Sequence[tuple[str, dict[str, Any]]], limit_s: flo
         answers("open")
         noise.start()
         go_on()
+        if during is not None:
+            during()
         results = answers("done")
         noise.stop()
         go_on()
@@ -251,6 +256,10 @@ def started(peer: Any) -> Iterator[Any]:
         finally:
             for directory in (disk, memory):
                 shutil.rmtree(directory, ignore_errors=True)
+            for name in os.listdir("/dev/shm"):  # what a peer names by its id and does not remove itself
+                if peer.id in name:
+                    with contextlib.suppress(OSError):
+                        os.unlink(f"/dev/shm/{name}")
 
 
 def scratch() -> str:

@@ -175,7 +175,7 @@ class _ShmlogReceiver(Receiver):
         from shmlog import Consumer, TopicPartition
 
         self._views = peer.views
-        self.consumer = c = Consumer(bootstrap_servers=peer.address, wait=peer.task.wait, auto_offset_reset="earliest", tether=peer.tether,
+        self.consumer = c = Consumer(bootstrap_servers=peer.address, wait=peer.task.wait, auto_offset_reset=peer.reset, tether=peer.tether,
                                      **({"max_partition_fetch_bytes": 8 << 20} if peer.task.batch > 1 else {}))  # fmt: skip
         c.assign([TopicPartition("bench", p) for p in partitions])
         c.poll(0)
@@ -213,6 +213,7 @@ class Shmlog(Peer):
     can = frozenset({"latency", "rate", "batch", "paced", "blocking", "large", "loan", "producers", "partitions"})
     config: dict[str, str] = {}
     acks: Any = "all"
+    reset = "earliest"
     tether = False
     views = False
     binding: str | None = None  # "fast" or "cffi"; None: as it comes
@@ -623,12 +624,6 @@ class Iceoryx2(Peer):
             .open_or_create()
         )
         return node, service
-
-    def stop(self) -> None:
-        for name in os.listdir("/dev/shm"):
-            if name.startswith(f"{self.id}_"):
-                with contextlib.suppress(OSError):
-                    os.unlink(f"/dev/shm/{name}")
 
     def sender(self, channel: int) -> Any:
         import ctypes

@@ -216,15 +216,19 @@ def watch(peer: Any, options: dict[str, Any]) -> Role:
     yield None
     took = np.zeros(options["most"] + 1, np.int64)
     receive, now, n, nbytes = receiver.receive, time.monotonic_ns, 0, 0
+    last, gap = 0, 0
     while True:
         value = receive()
         at = now()
         if value[0] == END:
             break
+        if last and at - last > gap:
+            gap = at - last
+        last = at
         took[n] = at - int.from_bytes(value[:8], "big")
         nbytes += len(value)
         n += 1
-    yield {"latencies_ns": took[:n], "received": n, "nbytes": nbytes, "last_ns": time.monotonic_ns()}
+    yield {"latencies_ns": took[:n], "received": n, "nbytes": nbytes, "last_ns": last, "longest_gap_ns": gap}
     close(receiver)
 
 
@@ -292,6 +296,44 @@ def committer(peer: Any, options: dict[str, Any]) -> Role:
     close(sender)
 
 
+def cost(peer: Any, options: dict[str, Any]) -> Role:
+    """What an append and a read cost this one process, by turns of 200."""
+    receiver = peer.receiver([0])
+    yield None
+    sender = peer.sender(0)
+    yield None
+    value, now = bytes(peer.task.value_bytes), time.perf_counter_ns
+    send, receive = sender.send, receiver.receive
+    until = now() + int(options["seconds"] * 1e9)
+    sends, receives = [], []
+    while now() < until or len(sends) < 3:
+        a = now()
+        for _ in range(200):
+            send(value)
+        b = now()
+        for _ in range(200):
+            receive()
+        sends.append((b - a) / 200)
+        receives.append((now() - b) / 200)
+    yield {"send_ns": float(np.median(sends)), "receive_ns": float(np.median(receives))}
+    close(sender, receiver)
+
+
+def idlers(peer: Any, options: dict[str, Any]) -> Role:
+    """Consumers that sleep on a topic on which nothing happens, a thread each."""
+    import threading
+
+    from shmlog import Consumer
+
+    consumers = [Consumer("quiet", bootstrap_servers=peer.address, wait="block") for _ in range(options["n"])]
+    threads = [threading.Thread(target=c.poll, args=(600_000,), daemon=True) for c in consumers]
+    for thread in threads:
+        thread.start()
+    yield None
+    yield None
+    yield {}  # they go on sleeping until the process is closed
+
+
 def close(*ends: Any) -> None:
     for end in ends:
         end.close()
@@ -307,4 +349,6 @@ ROLES: dict[str, Callable[[Any, dict[str, Any]], Role]] = {
     "lender": lender,
     "borrower": borrower,
     "committer": committer,
+    "cost": cost,
+    "idlers": idlers,
 }
