@@ -183,6 +183,10 @@ class _ShmlogReceiver(Receiver):
         self._most = 4096 if peer.task.batch > 1 else 1
 
     def receive(self) -> Any:
+        if self._views:
+            batch = self.consumer.poll_batch(60_000, 1, 1)
+            assert batch is not None
+            return batch.values()[0]
         return self.receive_one().value
 
     def receive_many(self) -> Sequence[Any]:
@@ -249,7 +253,7 @@ class Shmlog(Peer):
 class ShmlogViews(Shmlog):
     name = "shmlog, views"
     note = "values where they lie in the log (batches()), not copies"
-    can = frozenset({"batch", "large"})
+    can = frozenset({"batch"})
     views = True
 
 
@@ -259,6 +263,13 @@ class ShmlogMemory(Shmlog):
     can = frozenset({"latency", "rate", "batch", "large", "loan"})
     config = {"shmlog.spill": "false", "shmlog.full": "block"}
     tether = True
+
+
+class ShmlogMemoryViews(ShmlogMemory):
+    name = "shmlog, memory topic, views"
+    note = "the same; values where they lie in the log"
+    can = frozenset({"batch", "large"})
+    views = True
 
 
 class ShmlogDisk(Shmlog):
@@ -1142,7 +1153,7 @@ class Lmdb(Peer):
 # --- all of them -------------------------------------------------------------------------------------------------------
 
 PEERS: list[type[Peer]] = [
-    Shmlog, ShmlogViews, ShmlogMemory, ShmlogDisk, FastRing, Ring, BareMemory, Cloudtoid, Kickmsg, Iceoryx2, FasterFifo, Pipe, Queue, Zmq, Redis, RedisAlways,
+    Shmlog, ShmlogViews, ShmlogMemory, ShmlogMemoryViews, ShmlogDisk, FastRing, Ring, BareMemory, Cloudtoid, Kickmsg, Iceoryx2, FasterFifo, Pipe, Queue, Zmq, Redis, RedisAlways,
     Nats, Sqlite, Lmdb,
 ]  # fmt: skip
 
