@@ -12,7 +12,7 @@ from .harness import HERE, IN_TREE, LIMIT_S, ROOT, Cell, Failed, Noise, Plan, Ro
 from .native import compile_c, directory
 from .peers import Peer, program
 
-FIGURE, UNIT, LESS_IS_BETTER = "records_per_s", "records/s", False
+FIGURE, UNIT, LESS_IS_BETTER = "records_per_s", "/s", False
 FIGURES = {"64 B": ("p50_us", "us", True), "wake": ("p50_us", "us", True)}
 
 # case -> {candidate: (who, mode, bytes, count in a round of a second, batch)}

@@ -8,7 +8,7 @@ from . import measure
 from .harness import Cell, Plan
 from .peers import Peer
 
-FIGURE, UNIT, LESS_IS_BETTER = "records_per_s", "records/s", False
+FIGURE, UNIT, LESS_IS_BETTER = "records_per_s", "/s", False
 
 
 def cells(plan: Plan, peers: list[type[Peer]]) -> list[Cell]:

@@ -8,7 +8,7 @@ from . import measure
 from .harness import Cell, Plan
 from .peers import Peer
 
-FIGURE, UNIT, LESS_IS_BETTER = "records_per_s", "records/s", False
+FIGURE, UNIT, LESS_IS_BETTER = "records_per_s", "/s", False
 SHAPES = ((2, 1, 1), (4, 1, 1), (8, 1, 1), (1, 1, 16), (1, 2, 2), (2, 2, 4), (4, 4, 16), (8, 8, 64))
 
 

@@ -78,20 +78,15 @@ def ring_cffi(ring_bytes: int) -> Any:
     return load(name, found)
 
 
-def fastcall_source() -> Path | None:
-    return next((p for p in (HERE / "ring_fastcall.c", HERE / "minimal_ring_fastcall.c") if p.exists()), None)
-
-
 @functools.cache
-def ring_fastcall(ring_bytes: int) -> Any:
-    source = fastcall_source()
-    assert source is not None
-    name = source.stem
-    here = directory(name, source.read_bytes(), (HERE / "minimal_ring.h").read_bytes(), str(ring_bytes), sys.version)
-    found = here / f"{name}.so"
+def ring_ext(ring_bytes: int) -> Any:
+    """The same behind METH_FASTCALL: End(address), RING_BYTES."""
+    source = HERE / "minimal_ring_ext.c"
+    here = directory(source.read_bytes(), (HERE / "minimal_ring.h").read_bytes(), str(ring_bytes), sys.version)
+    found = here / f"{source.stem}.so"
     if not found.exists():
         compile_c([source], found, ["-shared", "-fPIC", f"-I{sysconfig.get_path('include')}", f"-DRING_BYTES=UINT64_C({ring_bytes})"])
-    return load(name, found)
+    return load(source.stem, found)
 
 
 def compile_c(sources: list[Path], to: Path, flags: list[str]) -> None:

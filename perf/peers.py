@@ -67,6 +67,9 @@ class Sender:
 
 
 class Receiver:
+    def connected(self) -> None:
+        """All senders are there, and nothing was sent yet."""
+
     def receive(self) -> Any:
         raise NotImplementedError
 
@@ -90,6 +93,7 @@ class Peer:
     can: frozenset[str] = frozenset({"latency", "rate"})
     lossless = True
     note = ""  # what a reader of the figures must know
+    environment: dict[str, str] = {}  # of its ends, set before anything of it is imported there
     directory: str  # on the disk; made and removed by the harness
     memory_directory: str  # in /dev/shm; the same
 
@@ -220,13 +224,9 @@ class Shmlog(Peer):
     reset = "earliest"
     tether = False
     views = False
-    binding: str | None = None  # "fast" or "cffi"; None: as it comes
-
     def start(self) -> None:
         from shmlog import Admin, Cluster, NewTopic
 
-        if self.binding is not None:
-            os.environ["SHMLOG_BINDING"] = self.binding
         os.makedirs(f"{self.directory}/data", exist_ok=True)
         self._cluster = Cluster(data_dir=f"{self.directory}/data")
         self.address = self._cluster.address
@@ -240,14 +240,23 @@ class Shmlog(Peer):
             with contextlib.suppress(Exception):
                 lifecycle.stop_cluster(self._cluster.name, force=True)
             self._cluster._stopped = True
-        if self.binding is not None:
-            os.environ.pop("SHMLOG_BINDING", None)
 
     def sender(self, channel: int) -> Any:
         return _ShmlogSender(self, channel)
 
     def receiver(self, channels: list[int]) -> Any:
         return _ShmlogReceiver(self, channels)
+
+
+class ShmlogCffi(Shmlog):
+    name = "shmlog (cffi)"
+    note = "without the extension for the calls made once a record"
+    can = frozenset({"latency", "rate", "batch", "paced", "blocking"})
+    environment = {"SHMLOG_BINDING": "cffi"}
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return None if importlib.util.find_spec("shmlog._fast") else "this shmlog has no other binding: `shmlog` is cffi"
 
 
 class ShmlogViews(Shmlog):
@@ -345,10 +354,12 @@ class Ring(Peer):
     def start(self) -> None:
         from .native import ring_cffi
 
-        n = ring_cffi(self.ring_bytes).ffi.sizeof("ring")
+        self.allocate(ring_cffi(self.ring_bytes).ffi.sizeof("ring"))
+
+    def allocate(self, nbytes: int) -> None:
         for channel in range(self.task.channels):
             with open(f"{self.memory_directory}/ring.{channel}", "wb") as f:
-                os.posix_fallocate(f.fileno(), 0, n)
+                os.posix_fallocate(f.fileno(), 0, nbytes)
 
     def sender(self, channel: int) -> Any:
         return _RingSender(self, channel)
@@ -359,42 +370,30 @@ class Ring(Peer):
 
 class _FastRingEnd:
     def __init__(self, peer: FastRing, channel: int) -> None:
-        from .native import ring_fastcall
+        from .native import ring_ext
 
-        self._file = open(f"{peer.memory_directory}/ring.{channel}", "r+b")  # noqa: SIM115
-        self._map = mmap.mmap(self._file.fileno(), os.fstat(self._file.fileno()).st_size)
-        self.ring = ring_fastcall(peer.ring_bytes).Ring(self._map)
+        with open(f"{peer.memory_directory}/ring.{channel}", "r+b") as file:
+            self._map = np.frombuffer(mmap.mmap(file.fileno(), 0), "u1")
+        self.end = ring_ext(peer.ring_bytes).End(self._map.ctypes.data)
 
 
 class _FastRingSender(_FastRingEnd, Sender):
-    def __init__(self, peer: FastRing, channel: int) -> None:
-        super().__init__(peer, channel)
-        self.put = self.ring.put
-
     def send(self, value: bytes) -> None:
-        put = self.put
+        put = self.end.put
         while not put(value):
             pass
 
     def send_many(self, values: list[bytes]) -> None:
-        done = 0
-        while done < len(values):
-            done += self.ring.put_many(values, done)
+        self.end.put_many(values)
 
 
 class _FastRingReceiver(_FastRingEnd, Receiver):
     def __init__(self, peer: FastRing, channel: int) -> None:
         super().__init__(peer, channel)
-        self.get = self.ring.get
-
-    def receive(self) -> bytes:
-        get = self.get
-        while (value := get()) is None:
-            pass
-        return value  # type: ignore[no-any-return]
+        self.receive = self.end.get
 
     def receive_many(self) -> list[bytes]:
-        while not (values := self.ring.get_many(4096)):
+        while not (values := self.end.get_many(4096)):
             pass
         return values  # type: ignore[no-any-return]
 
@@ -406,18 +405,13 @@ class FastRing(Ring):
     needs = ()
 
     def start(self) -> None:
-        from .native import ring_fastcall
+        from .native import ring_ext
 
-        n = ring_fastcall(self.ring_bytes).RING_SIZE
-        for channel in range(self.task.channels):
-            with open(f"{self.memory_directory}/ring.{channel}", "wb") as f:
-                os.posix_fallocate(f.fileno(), 0, n)
+        self.allocate(ring_ext(self.ring_bytes).RING_BYTES)
 
     @classmethod
     def missing(cls) -> str | None:
-        from .native import fastcall_source
-
-        return super().missing() or (None if fastcall_source() else "no source of the extension")
+        return super().missing() or (None if os.uname().machine == "x86_64" else "the extension is written for x86-64")
 
     def sender(self, channel: int) -> Any:
         return _FastRingSender(self, channel)
@@ -537,7 +531,7 @@ class Cloudtoid(Peer):
 class Kickmsg(Peer):
     name = "kickmsg"
     needs = ("kickmsg",)
-    can = frozenset({"latency", "rate", "paced", "blocking", "large", "loan", "producers"})
+    can = frozenset({"latency", "rate", "paced", "blocking", "large", "loan"})
     lossless = False
     note = "a slow reader loses the oldest"
 
@@ -676,6 +670,9 @@ class Iceoryx2(Peer):
         class End(Receiver):
             keep = (node, service)
             held: Any = None
+
+            def connected(self) -> None:
+                subscriber.has_samples()  # else what is sent before the first look is dropped
 
             def receive(self) -> Any:
                 while (sample := receive()) is None:
@@ -1153,7 +1150,7 @@ class Lmdb(Peer):
 # --- all of them -------------------------------------------------------------------------------------------------------
 
 PEERS: list[type[Peer]] = [
-    Shmlog, ShmlogViews, ShmlogMemory, ShmlogMemoryViews, ShmlogDisk, FastRing, Ring, BareMemory, Cloudtoid, Kickmsg, Iceoryx2, FasterFifo, Pipe, Queue, Zmq, Redis, RedisAlways,
+    Shmlog, ShmlogCffi, ShmlogViews, ShmlogMemory, ShmlogMemoryViews, ShmlogDisk, FastRing, Ring, BareMemory, Cloudtoid, Kickmsg, Iceoryx2, FasterFifo, Pipe, Queue, Zmq, Redis, RedisAlways,
     Nats, Sqlite, Lmdb,
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from .harness import Cell, Plan
 from .peers import Peer
 from .words import size
 
-FIGURE, UNIT, LESS_IS_BETTER = "records_per_s", "records/s", False
+FIGURE, UNIT, LESS_IS_BETTER = "records_per_s", "/s", False
 
 
 def cells(plan: Plan, peers: list[type[Peer]]) -> list[Cell]:

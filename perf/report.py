@@ -262,9 +262,9 @@ def place(ends: list[list[Any]], top: float, bottom: float, distance: float = 15
 
 HEADLINES = (
     ("latency", "64 B, both polling", "p50_us", "us", True, "a 64 B record, one way", "Python, both polling, median"),
-    ("rate", "100 B", "records_per_s", "records/s", False, "one record a call", "Python, 100 B, lossless"),
-    ("batch", "500 x 100 B", "records_per_s", "records/s", False, "in batches of 500", "Python, 100 B, objects out"),
-    ("durable", "500 x", "records_per_s", "records/s", False, "on the disk, awaited", "500 × 100 B a commit"),
+    ("rate", "100 B", "records_per_s", "/s", False, "one record a call", "Python, 100 B, lossless"),
+    ("batch", "500 x 100 B", "records_per_s", "/s", False, "in batches of 500", "Python, 100 B, objects out"),
+    ("durable", "500 x", "records_per_s", "/s", False, "on the disk, awaited", "500 × 100 B a commit"),
 )
 
 

@@ -88,7 +88,7 @@ def rows(f: Figures, ours: str = "shmlog") -> Iterator[dict[str, Any]]:
     )  # fmt: skip
     v = f("rate", "100 B", ours)
     yield row(
-        "Python, 100 B, one a call, lossless", v, "records/s",
+        "Python, 100 B, one a call, lossless", v, "/s",
         at_least("least", 1.0, "cloudtoid", v, f("rate", "100 B", cloudtoid)),
         at_least("goal", 0.7, "the minimal ring", v, best(f, "rate", "100 B")),
     )  # fmt: skip
@@ -101,17 +101,17 @@ def rows(f: Figures, ours: str = "shmlog") -> Iterator[dict[str, Any]]:
     for name, words in ((ours, "Records out"), (f"{ours}, views", "views out")):
         v = f("batch", "500 x 100 B", name)
         yield row(
-            f"Python, 500 × 100 B a call, {words}", v, "records/s",
+            f"Python, 500 × 100 B a call, {words}", v, "/s",
             at_least("least", 3.0, "cloudtoid batch", v, f("batch", "500 x 100 B", cloudtoid)),
             at_least("least", 7.0, "faster-fifo", v, f("batch", "500 x 100 B", "faster-fifo")),
             at_least("goal", 0.6, "the minimal ring batched", v, best(f, "batch", "500 x 100 B")),
             at_least("goal", 90.0, "Redis pipelined", v, f("batch", "500 x 100 B", "Redis Streams")),
         )  # fmt: skip
     v, off = f("batch", "500 x 100 B", ours), f("batch", "500 x 100 B", memory)
-    yield row("the same with spill to disk, against without", v, "records/s", at_least("least", 0.5, "spill off", v, off), at_least("goal", 0.8, "spill off", v, off))
+    yield row("the same with spill to disk, against without", v, "/s", at_least("least", 0.5, "spill off", v, off), at_least("goal", 0.8, "spill off", v, off))
     v, redis = f("durable", "500 x 100 B", "shmlog, acks=disk"), f("durable", "500 x 100 B", "Redis aof always")
     yield row(
-        "the same with acks=disk, each batch awaited", v, "records/s",
+        "the same with acks=disk, each batch awaited", v, "/s",
         at_least("least", 3.0, "Redis aof always, pipelined", v, redis), at_least("goal", 20.0, "Redis aof always, pipelined", v, redis),
     )  # fmt: skip
 
@@ -119,20 +119,20 @@ def rows(f: Figures, ours: str = "shmlog") -> Iterator[dict[str, Any]]:
     yield row("C, 64 B ping-pong, one way, p50", v, "us", up_to("least", 3.0, "two cache lines", v, lines), up_to("goal", 1.5, "two cache lines", v, lines))
     v = f("core", "100 B, one an append", "shmlog (C)")
     yield row(
-        "C, one producer, 100 B, one an append", v, "records/s",
+        "C, one producer, 100 B, one an append", v, "/s",
         at_least("least", 1.0, "12 M/s", v, 12e6), at_least("goal", 0.5, "the minimal ring", v, f("core", "100 B, one an append", "minimal ring (C)")),
     )  # fmt: skip
     v = f("core", "32 x 100 B", "shmlog (C)")
     yield row(
-        "C, one producer, batches of 32", v, "records/s",
+        "C, one producer, batches of 32", v, "/s",
         at_least("least", 1.0, "12 M/s", v, 12e6), at_least("goal", 0.5, "the minimal ring", v, f("core", "32 x 100 B", "minimal ring (C)")),
     )  # fmt: skip
     nobody = "100 B appends, nobody reads"
     v, claim = f("core", nobody, "shmlog (C), two on one partition"), f("core", nobody, "bare claim, two")
-    yield row("C, two producers on one partition", v, "records/s", at_least("least", 0.5, "two that claim and copy", v, claim),
+    yield row("C, two producers on one partition", v, "/s", at_least("least", 0.5, "two that claim and copy", v, claim),
               at_least("goal", 0.8, "two that claim and copy", v, claim))  # fmt: skip
     v, one = f("core", nobody, "shmlog (C), two on two partitions"), f("core", nobody, "shmlog (C), one producer")
-    yield row("C, two producers on two partitions", v, "records/s", at_least("goal", 1.6, "one producer", v, one))
+    yield row("C, two producers on two partitions", v, "/s", at_least("goal", 1.6, "one producer", v, one))
 
     case, fig = "1 MiB, in place", "gb_per_s"
     on, off, iox = f("large", case, ours, fig), f("large", case, memory, fig), f("large", case, "iceoryx2", fig)
@@ -149,13 +149,13 @@ def rows(f: Figures, ours: str = "shmlog") -> Iterator[dict[str, Any]]:
     )  # fmt: skip
     v = f("large", "1 MiB, copied", f"{memory}, views")
     yield row(
-        "1 MiB copied in, view out", v, "records/s",
+        "1 MiB copied in, view out", v, "/s",
         at_least("least", 2.0, "pyzmq", v, f("large", "1 MiB, copied", zmq)), at_least("goal", 0.95, "the minimal ring", v, best(f, "large", "1 MiB, copied")),
     )  # fmt: skip
     for case, words in (("one at a time", "one at a time"), ("500 x", "500 together")):
         v = f("durable", case, "shmlog, acks=disk")
         yield row(
-            f"acks=disk, {words}", v, "records/s",
+            f"acks=disk, {words}", v, "/s",
             *(at_least(level, limit, name, v, f("durable", case, name)) for level, limit in (("least", 1.0), ("goal", 2.0)) for name in ("sqlite3 (WAL)", "LMDB")),
         )  # fmt: skip
 

@@ -26,6 +26,8 @@ def quantity(value: float, unit: str) -> str:
             if value >= limit:
                 return f"{value / divisor:.3g} {name}"
     text = number(value)
+    if unit == "/s":
+        return f"{text}{unit}" if text[-1].isalpha() else f"{text} {unit}"
     return f"{text}{'' if text[-1].isalpha() else ' '}{unit}" if unit else text.strip()
 
 

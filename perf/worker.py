@@ -1,7 +1,8 @@
-"""One end of a measurement: a process of its own, made by spawn, that plays a role with a peer's adapter.
+"""One end of a measurement: a process of its own (forked off a clean one that was made by exec and has no threads and opened nothing) that plays a role with a peer's adapter.
 
-A role is a generator with three stops: its receivers are open; its senders are open; here is the result. The harness lets all ends of a round reach each
-stop before any goes on (so nobody publishes to a subscriber that is not there yet), and looks at the machine's noise between the last two.
+A role is a generator with four stops: its receivers are open; its senders are open; its receivers have seen that; here is the result. The harness lets all
+ends of a round reach each stop before any goes on (so nobody publishes to a subscriber that is not there yet), and looks at the machine's noise between the
+last two.
 
 Records begin with a byte that says what they are: 0, or 255 for the last one. A record of the open loop begins with its *intended* time, big-endian, whose
 first byte is 0 for the next two thousand years.
@@ -35,10 +36,11 @@ def die_with_parent() -> None:
 def main(connection: Any, peer: Any, role: str, options: dict[str, Any]) -> None:
     die_with_parent()
     try:
+        os.environ.update(peer.environment)
         if options.get("core") is not None:
             os.sched_setaffinity(0, {options["core"]})
         work = ROLES[role](peer, options)
-        for _ in range(2):
+        for _ in range(3):
             next(work)
             connection.send(("ready", None))
             connection.recv()
@@ -71,6 +73,8 @@ def ping(peer: Any, options: dict[str, Any]) -> Role:
     yield None
     sender = peer.sender(0)
     yield None
+    receiver.connected()
+    yield None
     value = bytes(peer.task.value_bytes)
     last = bytes([END]) + value[1:]
     send, receive, now = sender.send, receiver.receive, time.perf_counter_ns
@@ -99,6 +103,8 @@ def echo(peer: Any, options: dict[str, Any]) -> Role:
     yield None
     sender = peer.sender(1)
     yield None
+    receiver.connected()
+    yield None
     send, receive = sender.send, receiver.receive
     while True:
         value = receive()
@@ -113,6 +119,7 @@ def source(peer: Any, options: dict[str, Any]) -> Role:
     """Sends as fast as it goes for some seconds, one a call or `batch` a call, round robin over its channels; then tells each channel that this was all."""
     yield None
     senders = [peer.sender(c) for c in options["channels"]]
+    yield None
     yield None
     batch, most, size = options["batch"], options["most"], peer.task.value_bytes
     value = bytes(size)
@@ -154,6 +161,8 @@ def sink(peer: Any, options: dict[str, Any]) -> Role:
     receiver = peer.receiver(options["channels"])
     yield None
     yield None
+    receiver.connected()
+    yield None
     left, n = options["ends"], 0
     if options["batch"] > 1 and options["ends"] == 1:
         receive_many = receiver.receive_many
@@ -185,6 +194,7 @@ def clock(peer: Any, options: dict[str, Any]) -> Role:
     yield None
     sender = peer.sender(0)
     yield None
+    yield None
     due = np.cumsum(options["gaps_ns"]).tolist()
     sizes = options.get("sizes")
     rest = bytes(max(peer.task.value_bytes, 8) - 8)
@@ -214,6 +224,8 @@ def watch(peer: Any, options: dict[str, Any]) -> Role:
     receiver = peer.receiver([0])
     yield None
     yield None
+    receiver.connected()
+    yield None
     took = np.zeros(options["most"] + 1, np.int64)
     receive, now, n, nbytes = receiver.receive, time.monotonic_ns, 0, 0
     last, gap = 0, 0
@@ -237,6 +249,7 @@ def lender(peer: Any, options: dict[str, Any]) -> Role:
     yield None
     sender = peer.sender(0)
     yield None
+    yield None
     nbytes, touch, n = peer.task.value_bytes, options["touch"], 0
     begin = time.monotonic_ns()
     until = begin + int(options["seconds"] * 1e9)
@@ -259,6 +272,8 @@ def borrower(peer: Any, options: dict[str, Any]) -> Role:
     receiver = peer.receiver([0])
     yield None
     yield None
+    receiver.connected()
+    yield None
     touch, n, total = options["touch"], 0, 0
     while True:
         array = receiver.view()
@@ -276,6 +291,7 @@ def committer(peer: Any, options: dict[str, Any]) -> Role:
     """Sends a record, or `batch` of them, and waits until they are on the disk; again for some seconds."""
     yield None
     sender = peer.sender(0)
+    yield None
     yield None
     batch, most = options["batch"], options["most"]
     values = [bytes(peer.task.value_bytes)] * batch
@@ -301,6 +317,7 @@ def cost(peer: Any, options: dict[str, Any]) -> Role:
     receiver = peer.receiver([0])
     yield None
     sender = peer.sender(0)
+    yield None
     yield None
     value, now = bytes(peer.task.value_bytes), time.perf_counter_ns
     send, receive = sender.send, receiver.receive
@@ -329,6 +346,7 @@ def idlers(peer: Any, options: dict[str, Any]) -> Role:
     threads = [threading.Thread(target=c.poll, args=(600_000,), daemon=True) for c in consumers]
     for thread in threads:
         thread.start()
+    yield None
     yield None
     yield None
     yield {}  # they go on sleeping until the process is closed
