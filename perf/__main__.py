@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--plan", choices=("tiny", "quick", "full"), help="quick is the default; tiny only shows that everything runs")
     p.add_argument("--rounds", type=int, metavar="N", help="rounds of each cell instead of the plan's")
     p.add_argument("--seconds", type=float, metavar="S", help="how long a round runs instead of the plan's")
+    p.add_argument("--limit", type=float, default=60.0, metavar="S", help="what has not answered by then is ended, and the round failed; default 60")
     p.add_argument("--peer", action="append", default=[], metavar="NAME", help="only peers with this in their name; may be repeated")
     p.add_argument("--adapter", action="append", default=[], metavar="MODULE:CLASS", help="a peer of your own (shmlog.bench.peers says how)")
     p.add_argument("--resume", action="store_true", help="go on with the last run of the same plan, if it was interrupted")
@@ -65,8 +66,8 @@ def main(arguments: Sequence[str] | None = None, as_json: bool = False, cluster:
         p.error(f"{unknown[0]!r} is no question: {', '.join(QUESTIONS)}")
     if asked.like and asked.question:
         p.error("--like is a question of its own; leave the others out")
-    if (asked.rounds is not None and asked.rounds < 1) or (asked.seconds is not None and asked.seconds <= 0):
-        p.error("--rounds is at least 1, --seconds more than 0")
+    if (asked.rounds is not None and asked.rounds < 1) or (asked.seconds is not None and asked.seconds <= 0) or asked.limit <= 0:
+        p.error("--rounds is at least 1, --seconds and --limit are more than 0")
     if importlib.util.find_spec("hdrh") is None:
         print("shmlog: the module hdrh is missing; pip install 'shmlog[bench]' (the peers are in it too, each is optional)", file=sys.stderr)
         return 1
@@ -124,6 +125,7 @@ def _measure(asked: argparse.Namespace, harness: Any, here: list[Any], absent: d
     plan = harness.PLANS["full" if asked.full else asked.plan or "quick"]
     plan = replace(plan, rounds=asked.rounds or plan.rounds, seconds=asked.seconds or plan.seconds)
     harness.mark()
+    harness.limit_s = max(asked.limit, plan.seconds)
     if asked.like:
         from . import like
 

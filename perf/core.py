@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .harness import HERE, IN_TREE, LIMIT_S, ROOT, Cell, Failed, Noise, Plan, Round
+from . import harness
+from .harness import HERE, IN_TREE, ROOT, Cell, Failed, Noise, Plan, Round
 from .native import compile_c, directory
 from .peers import Peer, program
 
@@ -108,9 +109,9 @@ def on_cluster(noise: Noise, arguments: list[Any]) -> dict[str, float]:
 def call(*arguments: object) -> dict[str, float]:
     command, _ = build()
     try:
-        done = subprocess.run([str(command), *map(str, arguments)], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        done = subprocess.run([str(command), *map(str, arguments)], capture_output=True, text=True, timeout=harness.limit_s, check=False)
     except subprocess.TimeoutExpired:
-        raise Failed(f"c_bench {' '.join(map(str, arguments[:5]))}: no answer within {LIMIT_S:g} s") from None
+        raise Failed(f"c_bench {' '.join(map(str, arguments[:5]))}: no answer within {harness.limit_s:g} s") from None
     if done.returncode:
         raise Failed(f"c_bench {' '.join(map(str, arguments[:5]))}: {done.stderr.strip()}")
     return json.loads(done.stdout)  # type: ignore[no-any-return]

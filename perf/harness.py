@@ -33,7 +33,7 @@ from typing import Any
 MARK = "SHMLOG_BENCH_MARK"
 QUIET_STOLEN_PERCENT = 2.0
 QUIET_STRANGERS_PERCENT = 8.0  # of all cores together
-LIMIT_S = 60.0  # no round takes longer: what has not answered by then is ended and the round failed
+limit_s = 60.0  # no round takes longer (--limit): what has not answered by then is ended and the round failed
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 HERE = Path(__file__).resolve().parent
@@ -186,7 +186,7 @@ def process_context() -> Any:
     return context
 
 
-def together(peer: Any, ends: Sequence[tuple[str, dict[str, Any]]], limit_s: float = LIMIT_S,
+def together(peer: Any, ends: Sequence[tuple[str, dict[str, Any]]], limit: float | None = None,
              during: Callable[[], None] | None = None) -> tuple[list[dict[str, Any]], Noise]:  # fmt: skip
     """Runs these roles with a peer that was started, each in a process of its own. Returns what each measured, in order, and the noise of that time.
 
@@ -194,7 +194,8 @@ def together(peer: Any, ends: Sequence[tuple[str, dict[str, Any]]], limit_s: flo
     from .worker import main
 
     context = process_context()
-    deadline = time.monotonic() + limit_s
+    limit = limit_s if limit is None else limit
+    deadline = time.monotonic() + limit
     noise = Noise()
     processes: list[Any] = []
     pipes: list[Any] = []
@@ -203,7 +204,7 @@ def together(peer: Any, ends: Sequence[tuple[str, dict[str, Any]]], limit_s: flo
         got = []
         for (role, _), pipe, process in zip(ends, pipes, processes, strict=True):
             if not pipe.poll(max(0.0, deadline - time.monotonic())):
-                raise Failed(f"{role} of {peer.name} was not {stop} within {limit_s:g} s")
+                raise Failed(f"{role} of {peer.name} was not {stop} within {limit:g} s")
             try:
                 kind, what = pipe.recv()
             except (EOFError, ConnectionError):

@@ -98,7 +98,9 @@ def table(results: dict[str, Any]) -> None:
     if results["targets"]:
         print("\nTargets")
     for row in results["targets"]:
-        print(f"  {row['verdict']:13} {row['what']}: {row['shown']}" + "".join(f"\n{'':18}{targets.words(c)}" for c in row["checks"] if c["ratio"] is not None))
+        print(f"  {row['verdict']:13} {row['what']}: {row['shown']}")
+        for (ratio, against), each in targets.together(row["checks"]):
+            print(f"{'':18}{ratio} {against} ({', '.join(c['level'] + ' ' + targets.limit(c) for c in each)})")
     n = results["noise"]
     print(f"\n{n['rounds']} rounds in {results['took_s']:.0f} s; stolen by the host {n['stolen_percent']['median']:.1f} % (median) to {n['stolen_percent']['high']:.1f} %, "
           f"strangers {n['strangers_percent']['median']:.1f} % to {n['strangers_percent']['high']:.1f} % of the CPU; {n['polluted']} polluted, {n['failed']} failed, "
@@ -113,7 +115,8 @@ def _weight(cells: list[dict[str, Any]]) -> None:
             print(f"    {name:34} {f['median']:>18,.1f}   (promised {PROMISED[name]:g})")
 
 
-def notes(cell: dict[str, Any]) -> str:
+def notes(cell: dict[str, Any], alone: bool = True) -> str:
+    """alone=False: without what holds for its whole case, and is said there."""
     found = []
     if (lost := cell["figures"].get("lost_percent")) and lost["median"] > 0.05:
         found.append(f"{lost['median']:.0f} % lost")
@@ -121,7 +124,7 @@ def notes(cell: dict[str, Any]) -> str:
         found.append(f"{late['median']:.0f} % sent late")
     if cell["dropped"]:
         found.append(f"{cell['dropped']} polluted dropped")
-    if not cell["quiet"]:
+    if alone and not cell["quiet"]:
         found.append("none quiet")
     return "".join(f", {n}" for n in found)
 
@@ -161,7 +164,8 @@ def bars(cells: list[dict[str, Any]], figure: str, unit: str, less: bool) -> str
     failed = [c for c in cells if c["error"]]
     if not order:
         return "".join(f"<p class=failed>{escape(c['peer'])}: {escape(c['error'])}</p>" for c in failed)
-    left, right, width, row_height, top = 214, 122, 720, 27, 24
+    noisy = not any(c["quiet"] for c in order)
+    left, right, width, row_height, top = 198, 92, 580, 26, 24
     area = width - left - right
     axis = Axis([v for c in order for v in (c["figures"][figure]["low"], c["figures"][figure]["high"])])
     height = top + row_height * len(order) + 4
@@ -182,17 +186,19 @@ def bars(cells: list[dict[str, Any]], figure: str, unit: str, less: bool) -> str
         out.append(f'<rect class="bar {kind}" x={left} y={y + 5} width={max(2.0, end - left):.1f} height={row_height - 10} rx=3 />')
         if b - a > 1.5:
             out.append(f'<path class=spread d="M{a:.1f} {middle}H{b:.1f}M{a:.1f} {middle - 4}v8M{b:.1f} {middle - 4}v8" />')
-        note = "*" if notes(cell) else ""
+        note = "*" if notes(cell, not noisy) else ""
         out.append(f'<text class="value {kind}" x={max(end, b) + 9:.1f} y={middle + 4.5:.1f}>{quantity(f["median"], unit)}{note}</text></g>')
     out.append("</svg>")
-    remarks = [f"{c['peer']}{notes(c)}" for c in order if notes(c)] + [f"{c['peer']} failed: {c['error']}" for c in failed]
+    remarks = [f"{c['peer']}{notes(c, not noisy)}" for c in order if notes(c, not noisy)] + [f"{c['peer']} failed: {c['error']}" for c in failed]
     if remarks:
         out.append("<p class=remark>* " + "; ".join(escape(r) for r in remarks) + "</p>")
+    if noisy:
+        out.append("<p class=remark>No round of this case was quiet.</p>")
     return "".join(out)
 
 
 def shorten(name: str) -> str:
-    return name if len(name) <= 30 else name[:29] + "…"
+    return name if len(name) <= 31 else name[:30] + "…"
 
 
 def curves(cells: list[dict[str, Any]]) -> str:
@@ -204,7 +210,7 @@ def curves(cells: list[dict[str, Any]]) -> str:
                 lines.append((cell, points))
     if not lines:
         return ""
-    left, right, top, bottom, width, height = 58, 172, 14, 34, 720, 384
+    left, right, top, bottom, width, height = 52, 172, 14, 34, 580, 372
     deepest = max(-math.log10(1 - p) for _, points in lines for p, _ in points)
     ns = [max(1, v) for _, points in lines for _, v in points]
     y_axis = Axis([float(min(ns)), float(max(ns))], log=True)
@@ -219,7 +225,7 @@ def curves(cells: list[dict[str, Any]]) -> str:
     for tick in y_axis.ticks():
         at = y(tick)
         out.append(f'<line class=grid x1={left} x2={width - right} y1={at:.1f} y2={at:.1f} /><text class=tick x={left - 9} y={at + 4:.1f} text-anchor=end>{quantity(tick / 1e3, "us")}</text>')
-    for share, words in ((0.0, "best"), (0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %"), (0.9999, "99.99 %"), (0.99999, "99.999 %")):
+    for share, words in ((0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %"), (0.9999, "99.99 %"), (0.99999, "99.999 %")):
         if -math.log10(1 - share) <= deepest + 1e-9:
             out.append(f'<line class=grid x1={x(share):.1f} x2={x(share):.1f} y1={top} y2={height - bottom} />'
                        f'<text class=tick x={x(share):.1f} y={height - bottom + 19} text-anchor=middle>{words}</text>')  # fmt: skip
@@ -243,7 +249,7 @@ def curves(cells: list[dict[str, Any]]) -> str:
                    f'<title>{"p50 " + quantity(p50["median"], "us") if p50 else ""}</title></text>')  # fmt: skip
     out.append("</svg>")
     if any(not cell["quiet"] for cell, _ in lines):
-        out.append("<p class=remark>Dotted: beyond 99 % of runs without a quiet round, where the machine's other work shows more than the peer.</p>")
+        out.append("<p class=remark>Dotted: beyond 99 %, without a quiet round. What shows there is the machine's other work.</p>")
     return "".join(out)
 
 
@@ -282,7 +288,8 @@ def tiles(results: dict[str, Any]) -> Iterator[str]:
             ratio = o / v if less else v / o
             words = f"{times(ratio)} as fast as" if ratio >= 1 else f"{times(1 / ratio)} slower than"
             against = f"<div class='against {'better' if ratio >= 1 else 'worse'}'>{words} {escape(others[0]['peer'])}</div>"
-        yield f"<div class=tile><div class=tile-title>{title}</div><div class=big>{quantity(v, unit)}</div><div class=small>{small}; {escape(ours[0]['peer'])}</div>{against}</div>"
+        amount, space, name = quantity(v, unit).partition(" ")
+        yield f"<div class=tile><div class=tile-title>{title}</div><div class=big>{amount}<small>{space}{name}</small></div><div class=small>{small}; {escape(ours[0]['peer'])}</div>{against}</div>"
 
 
 def targets_section(results: dict[str, Any]) -> str:
@@ -297,7 +304,10 @@ def targets_section(results: dict[str, Any]) -> str:
     body = []
     for r in rows:
         checks = "".join(
-            f"<div class='check {'' if c['met'] is None else 'yes' if c['met'] else 'no'}'><span>{c['level']}</span>{escape(targets.words(c))}</div>" for c in r["checks"]
+            f"<div class=check><b>{escape(ratio)}</b> {escape(against)}"
+            + "".join(f"<span class='{'' if c['met'] is None else 'yes' if c['met'] else 'no'}'>{c['level']} {escape(targets.limit(c))}</span>" for c in each)
+            + "</div>"
+            for (ratio, against), each in targets.together(r["checks"])
         )
         body.append(f"<tr><td>{escape(r['what'])}<td class=num>{escape(r['shown'])}<td class=checks>{checks}<td><span class='chip v{VERDICTS.index(r['verdict'])}'>{r['verdict']}</span>")
     return (
@@ -324,13 +334,14 @@ def question_section(results: dict[str, Any], question: str) -> str:
     out = [f"<section id={question}><h2>{escape(text.strip())}</h2>"]
     if aside:
         out.append(f"<p class=lead>{escape(aside.rstrip(')'))}</p>")
+    out.append("<div class=cards>")
     for case, cells in cases(results, question).items():
         figure, unit, less = figure_of(results, question, case)
         curve = curves(cells)
         out.append(f"<div class='card {'wide' if curve else ''}'><h3>{escape(case)}<small>{escape(label(figure))} · {'less' if less else 'more'} is better</small></h3>")
         out.append(f"<div class=pair><div>{bars(cells, figure, unit, less)}</div>{f'<div>{curve}</div>' if curve else ''}</div>")
         out.append(figures_table(cells, figure, less) + "</div>")
-    return "".join(out) + "</section>"
+    return "".join(out) + "</div></section>"
 
 
 def label(figure: str) -> str:
@@ -396,7 +407,7 @@ h1{font-size:42px;line-height:1.1;letter-spacing:-.025em;margin:8px 0 10px;font-
 .warning{background:var(--warn2);color:var(--warn);border-radius:10px;padding:10px 16px;margin:0 0 20px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(230px,1fr));gap:16px;margin:8px 0 22px}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:18px 20px 16px}
-.tile-title{font-weight:600}.big{font-size:31px;font-weight:700;letter-spacing:-.02em;color:var(--ours);margin:4px 0 0;line-height:1.25}
+.tile-title{font-weight:600}.big small{font-size:19px;font-weight:600;letter-spacing:0}.big{font-size:34px;font-weight:700;letter-spacing:-.02em;color:var(--ours);margin:4px 0 0;line-height:1.25}
 .small{color:var(--soft);font-size:13px}.against{font-size:13px;font-weight:600;margin-top:8px;padding-top:8px;border-top:1px solid var(--line)}
 .better{color:var(--good)}.worse{color:var(--bad)}
 nav{display:flex;flex-wrap:wrap;gap:4px 6px;margin:0 0 4px -10px}nav a{color:var(--soft);text-decoration:none;padding:4px 10px;border-radius:8px;font-size:14px}
@@ -407,7 +418,9 @@ section{padding:34px 0 6px}h2{font-size:25px;letter-spacing:-.015em;margin:0 0 6
 h3{font-size:16px;margin:0 0 12px;display:flex;justify-content:space-between;align-items:baseline;gap:16px}h3 small{color:var(--faint);font-weight:400;font-size:13px}
 .pair{display:grid;grid-template-columns:minmax(0,1fr);gap:26px;align-items:start}
 @media(min-width:1080px){.wide .pair{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}}
-@media(min-width:1080px){section>.card:not(.wide) .pair{max-width:860px}}
+.cards{display:grid;gap:16px;grid-template-columns:minmax(0,1fr)}.cards>.card{margin:0}
+@media(min-width:1080px){.cards{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}.cards>.wide{grid-column:1/-1}.cards>.card:only-child{grid-column:1/-1}
+.cards>.card:only-child:not(.wide) .pair{max-width:640px}}
 svg{display:block;width:100%;height:auto;overflow:visible}svg text{font-size:13px;fill:var(--ink)}
 .grid{stroke:var(--grid);stroke-width:1}svg .tick{fill:var(--faint);font-size:11.5px}
 .hit{fill:transparent}g:hover .hit{fill:var(--ours2);opacity:.5}
@@ -418,7 +431,7 @@ svg .name.ours,svg .value.ours{fill:var(--ours);font-weight:650}svg .name.floor,
 svg .value{font-size:13px}
 .curve{fill:none;stroke:var(--c);stroke-width:1.9;stroke-linejoin:round;stroke-linecap:round}.curve.ours{stroke-width:3.2}.curve.floor{stroke-dasharray:6 5}
 .curve.unsure{stroke-dasharray:1 5;opacity:.75}
-.leader{stroke:var(--c);stroke-width:1;opacity:.4;fill:none}svg .label{fill:var(--c);font-size:12.5px;font-weight:550}svg .label.ours{font-weight:720}
+.leader{stroke:var(--c);stroke-width:1;opacity:.4;fill:none}svg .label{fill:var(--c);font-size:12px;font-weight:550}svg .label.ours{font-weight:720}
 .remark{color:var(--soft);font-size:12.5px;margin:8px 0 4px;max-width:95ch}.failed{color:var(--bad)}
 details{margin-top:8px}summary{color:var(--faint);font-size:12.5px;cursor:pointer}summary:hover{color:var(--ours)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:13.5px}th{text-align:left;color:var(--faint);font-weight:500;font-size:12.5px}
@@ -431,8 +444,9 @@ details td,details th{padding:4px 14px 4px 0;white-space:nowrap}
 .part.v0,.key .v0{background:var(--good)}.part.v1,.key .v1{background:var(--ok)}.part.v2,.key .v2{background:var(--warn)}.part.v3,.key .v3{background:var(--bad)}
 .part.v4,.key .v4{background:var(--hatch)}
 #targets .scroll{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:8px 22px}
-.targets td:first-child{font-weight:550;min-width:250px}.checks{color:var(--soft);font-size:12.5px}.check span{display:inline-block;width:42px;color:var(--faint)}
-.check.yes::after{content:" ✓";color:var(--good)}.check.no::after{content:" ✗";color:var(--bad)}
+.targets td:first-child{font-weight:550;min-width:250px}.checks{color:var(--soft);font-size:12.5px}.check b{color:var(--ink);font-weight:600;display:inline-block;min-width:58px;text-align:right;margin-right:4px}
+.check span{margin-left:10px;color:var(--faint);white-space:nowrap}.check .yes{color:var(--good)}.check .no{color:var(--bad)}
+.check .yes::after{content:" ✓"}.check .no::after{content:" ✗"}
 .chip{display:inline-block;border-radius:20px;padding:2px 12px;font-size:12.5px;font-weight:600;white-space:nowrap}
 .chip.v0{background:var(--good2);color:var(--good)}.chip.v1{background:var(--ok2);color:var(--ok)}.chip.v2{background:var(--warn2);color:var(--warn)}
 .chip.v3{background:var(--bad2);color:var(--bad)}.chip.v4{background:var(--none2);color:var(--none)}

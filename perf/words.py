@@ -32,4 +32,4 @@ def quantity(value: float, unit: str) -> str:
 
 
 def times(ratio: float) -> str:
-    return f"{ratio:.2g} ×" if ratio < 10 else f"{ratio:,.0f} ×"
+    return "0 ×" if ratio < 0.0005 else f"{ratio:.2g} ×" if ratio < 10 else f"{ratio:,.0f} ×"
