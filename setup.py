@@ -1,4 +1,5 @@
-"""Builds shmlog._core, the cffi module that holds all of csrc/, and installs the folder perf/ as shmlog.bench; everything else stands in pyproject.toml."""
+"""Builds shmlog._core, the cffi module that holds all of csrc/, and installs the folder perf/ as shmlog.bench; everything else stands in
+pyproject.toml."""
 
 import platform
 import sys

@@ -1,7 +1,7 @@
 """shmlog bench: latency and throughput of ways to get bytes from one process to another on this machine, so that one can choose.
 
-Questions: latency rate paced batch large durable core fan growth faults weight. Without any, all are asked. A table goes to stdout, progress to stderr, the whole
-as bench.json and bench.html into the results' directory (--out).
+Questions: latency rate paced batch large durable core fan growth faults weight. Without any, all are asked. A table goes to stdout, progress to
+stderr, the whole as bench.json and bench.html into the results' directory (--out).
 """
 
 from __future__ import annotations
@@ -143,7 +143,13 @@ def _measure(asked: argparse.Namespace, harness: Any, here: list[Any], absent: d
     out.mkdir(parents=True, exist_ok=True)
     machine = harness.machine()
     head = {
-        "key": {"plan": plan.name, "rounds": plan.rounds, "seconds": plan.seconds, "cells": [c.id for c in cells], "versions": {p.name: p.version() for p in here}},
+        "key": {
+            "plan": plan.name,
+            "rounds": plan.rounds,
+            "seconds": plan.seconds,
+            "cells": [c.id for c in cells],
+            "versions": {p.name: p.version() for p in here},
+        },
         "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     store = harness.Store(harness.results_directory(), head, asked.resume)
@@ -208,8 +214,13 @@ def noise(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # `shmlog bench` comes by way of shmlog/tools/cli.py, which does the same for all commands
+    from shmlog.errors import ShmlogError
+
     try:
         raise SystemExit(main())
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except ShmlogError as error:
+        print(f"shmlog: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

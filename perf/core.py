@@ -1,4 +1,5 @@
-"""What does the C core cost against what the machine allows? (two processes, one a core; memory-only topics with a tethered reader, lossless like the ring)"""
+"""What does the C core cost against what the machine allows? (two processes, one a core; memory-only topics with a tethered reader, lossless like
+the ring)"""
 
 from __future__ import annotations
 

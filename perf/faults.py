@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -46,9 +47,13 @@ def feed(seconds: float, kill: bool) -> Round:
                 time.sleep(seconds / 2)
                 peer._cluster.kill("broker", 0)
 
-        ends = [("clock", {"core": core(0), "gaps_ns": gaps}), ("watch", {"core": core(1), "most": len(gaps)})]
+        ends: list[tuple[str, dict[str, Any]]] = [("clock", {"core": core(0), "gaps_ns": gaps}), ("watch", {"core": core(1), "most": len(gaps)})]
         (clock, watch), noise = together(peer, ends, during=during)
-    figures = {"longest_gap_ms": watch["longest_gap_ns"] / 1e6, "failed_sends": float(len(gaps) - clock["sent"]), "missing": float(len(gaps) - watch["received"])}
+    figures = {
+        "longest_gap_ms": watch["longest_gap_ns"] / 1e6,
+        "failed_sends": float(len(gaps) - clock["sent"]),
+        "missing": float(len(gaps) - watch["received"]),
+    }
     text = latencies(figures, watch["latencies_ns"])
     return noise.into(Round(figures, text))
 

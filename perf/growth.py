@@ -29,6 +29,7 @@ class Grown(Shmlog):
                 admin.create_topics([NewTopic("quiet")])
         if self.log_bytes:
             import numpy as np
+
             from shmlog import Producer
 
             rows = np.zeros((1024, 1024), "u1")

@@ -1,12 +1,12 @@
 """Rounds: ends in processes of their own, interleaved candidates, what else the machine was doing, and what is finished already.
 
-A *cell* is one candidate in one case of one question; a *round* of it is one run, a fraction of a second to a few seconds. The rounds of a case are interleaved
-(A B C A B C ...), so that a machine that gets slower is so for all. A round in which the host or strangers took more than QUIET allows is *polluted*: it is run
-again, a bounded number of times, and counts only where no quiet one is to be had, which is then said. Every finished round is a line in the run's file; a run
-that was interrupted goes on behind it.
+A *cell* is one candidate in one case of one question; a *round* of it is one run, a fraction of a second to a few seconds. The rounds of a case
+are interleaved (A B C A B C ...), so that a machine that gets slower is so for all. A round in which the host or strangers took more than QUIET
+allows is *polluted*: it is run again, a bounded number of times, and counts only where no quiet one is to be had, which is then said. Every
+finished round is a line in the run's file; a run that was interrupted goes on behind it.
 
-Nothing is left behind: ends and servers die with this process (PR_SET_PDEATHSIG), are ended by pid in `finally`, and what they keep lies in temporary
-directories of the run.
+Nothing is left behind: ends and servers die with this process (PR_SET_PDEATHSIG), are ended by pid in `finally`, and what they keep lies in
+temporary directories of the run.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,7 @@ def own_ticks() -> int:
             with open(f"/proc/{entry}/environ", "rb") as f:
                 if int(entry) != os.getpid() and mark not in f.read():
                     continue
-            with open(f"/proc/{entry}/stat") as f:
-                fields = f.read().rpartition(")")[2].split()
+            fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
         ticks += sum(int(f) for f in fields[11:15])  # user and system, with children that were waited for
@@ -181,6 +181,7 @@ def no_interrupt() -> Iterator[None]:
 @functools.cache
 def process_context() -> Any:
     """A server made by exec that has imported what all ends need, and forks them: an end is there in 20 ms instead of 300."""
+    resource_tracker.ensure_running()  # begun later, it would unblock the SIGINT that no_interrupt() blocks
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["numpy", f"{__package__}.peers", f"{__package__}.worker", *(m for m in ("shmlog.tools.cli",) if m in sys.modules)])
     return context

@@ -1,7 +1,8 @@
-"""HdrHistograms out of arrays of nanoseconds: three significant digits from 1 ns to a minute, mergeable, and portable (base64 of HdrHistogram's V2 format).
+"""HdrHistograms out of arrays of nanoseconds: three significant digits from 1 ns to a minute, mergeable, and portable (base64 of HdrHistogram's V2
+format).
 
-record_value() of the Python package costs microseconds, so nothing is recorded while the clock runs: the ends keep raw numbers in an array made before, and
-here equal buckets are counted by numpy and recorded once with their count.
+record_value() of the Python package costs microseconds, so nothing is recorded while the clock runs: the ends keep raw numbers in an array made
+before, and here equal buckets are counted by numpy and recorded once with their count.
 """
 
 from __future__ import annotations

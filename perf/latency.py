@@ -17,7 +17,9 @@ def cells(plan: Plan, peers: list[type[Peer]]) -> list[Cell]:
     for value_bytes in (64, 1024, 16384, 1 << 18) if plan.full else (64,):
         for peer in peers:
             if "latency" in peer.can:
-                found.append(Cell("latency", f"{size(value_bytes)}, both polling", peer.name, partial(measure.pingpong, peer, value_bytes, plan.seconds)))
+                found.append(
+                    Cell("latency", f"{size(value_bytes)}, both polling", peer.name, partial(measure.pingpong, peer, value_bytes, plan.seconds))
+                )
     if plan.full:
         for peer in peers:
             if {"latency", "blocking"} <= peer.can:

@@ -1,7 +1,7 @@
 """What would a topic of yours cost through every peer at hand? (its real sizes and gaps, replayed; open loop)
 
-A bounded sample of the topic's end is read: the newest records, as many as fit the time that a round may take. Where even a hundred of them would take longer,
-the gaps are divided by a number, and the case says by which.
+A bounded sample of the topic's end is read: the newest records, as many as fit the time that a round may take. Where even a hundred of them would
+take longer, the gaps are divided by a number, and the case says by which.
 """
 
 from __future__ import annotations
@@ -74,7 +74,12 @@ def cells(plan: Plan, peers: list[type[Peer]], taken: Sample) -> list[Cell]:
     sizes = [max(8, n) for n in taken.sizes]
     needs = {"paced"} | ({"large"} if max(sizes) > 1 << 16 else set())
     return [
-        Cell("like", f"{taken.words}; receiver {'sleeping' if wait == 'block' else 'polling'}", peer.name, partial(measure.open_loop, peer, max(sizes), gaps, wait, sizes))
+        Cell(
+            "like",
+            f"{taken.words}; receiver {'sleeping' if wait == 'block' else 'polling'}",
+            peer.name,
+            partial(measure.open_loop, peer, max(sizes), gaps, wait, sizes),
+        )
         for wait in ("block", "spin")
         for peer in peers
         if needs <= peer.can and (wait == "spin" or "blocking" in peer.can)

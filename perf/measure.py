@@ -1,6 +1,7 @@
 """The measurements that questions are made of: each runs one round of one peer and returns its figures.
 
-Figures: p50_us and so on from histograms of raw nanoseconds; records_per_s counts what arrived, from the first send until the last is in the receiver's hand.
+Figures: p50_us and so on from histograms of raw nanoseconds; records_per_s counts what arrived, from the first send until the last is in the
+receiver's hand.
 """
 
 from __future__ import annotations
@@ -75,7 +76,11 @@ def open_loop(kind: type[Peer], value_bytes: int, gaps_ns: np.ndarray[Any, Any],
             ("watch", {"core": nth(1), "most": len(gaps_ns)}),
         ])  # fmt: skip
     n = len(gaps_ns)
-    figures = {"late_percent": 100 * clock["late"] / n, "lost_percent": 100 * (n - watch["received"]) / n, "receive_cpu_percent": 100 * watch["cpu_s"] / watch["wall_s"]}
+    figures = {
+        "late_percent": 100 * clock["late"] / n,
+        "lost_percent": 100 * (n - watch["received"]) / n,
+        "receive_cpu_percent": 100 * watch["cpu_s"] / watch["wall_s"],
+    }
     figures["records_per_s"] = watch["received"] / ((watch["last_ns"] - clock["begin_ns"]) / 1e9)
     figures["mb_per_s"] = watch["nbytes"] / ((watch["last_ns"] - clock["begin_ns"]) / 1e9) / 1e6
     text = latencies(figures, watch["latencies_ns"])

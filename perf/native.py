@@ -1,4 +1,5 @@
-"""What is compiled at first use, for the floors: the minimal ring behind cffi and behind a CPython extension. Kept below the results, by a hash of the source."""
+"""What is compiled at first use, for the floors: the minimal ring behind cffi and behind a CPython extension. Kept below the results, by a hash of
+the source."""
 
 from __future__ import annotations
 
@@ -92,5 +93,7 @@ def ring_ext(ring_bytes: int) -> Any:
 def compile_c(sources: list[Path], to: Path, flags: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=to.parent) as scratch:
         made = Path(scratch) / to.name
-        subprocess.run(["gcc", "-std=gnu11", "-O2", *flags, f"-I{HERE}", "-o", str(made), *map(str, sources), "-lpthread"], check=True, capture_output=True)
+        subprocess.run(
+            ["gcc", "-std=gnu11", "-O2", *flags, f"-I{HERE}", "-o", str(made), *map(str, sources), "-lpthread"], check=True, capture_output=True
+        )
         os.replace(made, to)

@@ -12,9 +12,9 @@ An adapter of your own is a subclass of Peer, given as `shmlog bench --adapter m
         def receiver(self, channels):                       # an object with receive() -> bytes, which waits as self.task.wait says
             return MyReceiver(f"{self.path}.{channels[0]}")
 
-`can` says what it takes part in: latency (one in flight), rate (one a call, lossless or counted), batch (send_many, receive_many), paced (open loop, both waits),
-blocking (it can sleep), large (values of megabytes), loan (memory of its own written and read in place), producers (many on a channel), partitions (a receiver
-of many channels), durable (flush() returns when it is on the disk).
+`can` says what it takes part in: latency (one in flight), rate (one a call, lossless or counted), batch (send_many, receive_many), paced (open
+loop, both waits), blocking (it can sleep), large (values of megabytes), loan (memory of its own written and read in place), producers (many on a
+channel), partitions (a receiver of many channels), durable (flush() returns when it is on the disk).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -85,6 +85,13 @@ class Receiver:
         pass
 
 
+def _ends(end: Any, **methods: Any) -> Any:
+    """An end whose methods are those of a library: nothing between."""
+    for name, method in methods.items():
+        setattr(end, name, method)
+    return end
+
+
 class Peer:
     name = "?"
     needs: tuple[str, ...] = ()
@@ -93,7 +100,7 @@ class Peer:
     can: frozenset[str] = frozenset({"latency", "rate"})
     lossless = True
     note = ""  # what a reader of the figures must know
-    environment: dict[str, str] = {}  # of its ends, set before anything of it is imported there
+    environment: ClassVar[dict[str, str]] = {}  # of its ends, set before anything of it is imported there
     directory: str  # on the disk; made and removed by the harness
     memory_directory: str  # in /dev/shm; the same
 
@@ -179,8 +186,10 @@ class _ShmlogReceiver(Receiver):
         from shmlog import Consumer, TopicPartition
 
         self._views = peer.views
-        self.consumer = c = Consumer(bootstrap_servers=peer.address, wait=peer.task.wait, auto_offset_reset=peer.reset, tether=peer.tether,
-                                     **({"max_partition_fetch_bytes": 8 << 20} if peer.task.batch > 1 else {}))  # fmt: skip
+        more: dict[str, Any] = {"max_partition_fetch_bytes": 8 << 20} if peer.task.batch > 1 else {}
+        self.consumer = c = Consumer(
+            bootstrap_servers=peer.address, wait=peer.task.wait, auto_offset_reset=peer.reset, tether=peer.tether, **more
+        )
         c.assign([TopicPartition("bench", p) for p in partitions])
         c.poll(0)
         self.receive_one = c.__next__
@@ -219,11 +228,12 @@ class Shmlog(Peer):
     name = "shmlog"
     package = "shmlog"
     can = frozenset({"latency", "rate", "batch", "paced", "blocking", "large", "loan", "producers", "partitions"})
-    config: dict[str, str] = {}
+    config: ClassVar[dict[str, str]] = {}
     acks: Any = "all"
     reset = "earliest"
     tether = False
     views = False
+
     def start(self) -> None:
         from shmlog import Admin, Cluster, NewTopic
 
@@ -252,7 +262,7 @@ class ShmlogCffi(Shmlog):
     name = "shmlog (cffi)"
     note = "without the extension for the calls made once a record"
     can = frozenset({"latency", "rate", "batch", "paced", "blocking"})
-    environment = {"SHMLOG_BINDING": "cffi"}
+    environment: ClassVar[dict[str, str]] = {"SHMLOG_BINDING": "cffi"}
 
     @classmethod
     def missing(cls) -> str | None:
@@ -270,7 +280,7 @@ class ShmlogMemory(Shmlog):
     name = "shmlog, memory topic"
     note = "spill=false, full=block, tethered: lossless and nothing on disk, like the queues"
     can = frozenset({"latency", "rate", "batch", "large", "loan"})
-    config = {"shmlog.spill": "false", "shmlog.full": "block"}
+    config: ClassVar[dict[str, str]] = {"shmlog.spill": "false", "shmlog.full": "block"}
     tether = True
 
 
@@ -342,7 +352,7 @@ class _RingReceiver(_RingCffi, Receiver):
 
 class Ring(Peer):
     name = "minimal ring (cffi)"
-    needs = ("cffi",)
+    needs: tuple[str, ...] = ("cffi",)
     programs = ("gcc",)
     note = "a floor, not a peer: one producer, one consumer, no offsets, no CRC, no disk, no crash safety"
     can = frozenset({"latency", "rate", "batch", "large"})
@@ -390,7 +400,7 @@ class _FastRingSender(_FastRingEnd, Sender):
 class _FastRingReceiver(_FastRingEnd, Receiver):
     def __init__(self, peer: FastRing, channel: int) -> None:
         super().__init__(peer, channel)
-        self.receive = self.end.get
+        _ends(self, receive=self.end.get)
 
     def receive_many(self) -> list[bytes]:
         while not (values := self.end.get_many(4096)):
@@ -570,7 +580,7 @@ class Kickmsg(Peer):
             def loan(self, nbytes: int) -> Iterator[Any]:
                 while (slot := publisher.allocate()) is None:
                     pass
-                yield np.frombuffer(slot, "u1")
+                yield np.frombuffer(memoryview(slot), "u1")
                 slot.publish(nbytes)
 
         return End()
@@ -599,7 +609,7 @@ class Kickmsg(Peer):
             def view(self) -> Any:
                 while (view := subscriber.try_receive_view()) is None:
                     pass
-                return np.frombuffer(view, "u1")
+                return np.frombuffer(memoryview(view), "u1")
 
         return End()
 
@@ -655,7 +665,7 @@ class Iceoryx2(Peer):
             @contextlib.contextmanager
             def loan(self, nbytes: int) -> Iterator[Any]:
                 sample = publisher.loan_slice_uninit(nbytes)
-                yield np.frombuffer((ctypes.c_uint8 * nbytes).from_address(sample.payload_ptr), "u1")
+                yield np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(sample.payload_ptr))
                 sample.assume_init().send()
 
         return End()
@@ -687,7 +697,7 @@ class Iceoryx2(Peer):
                 while (sample := receive()) is None:
                     pass
                 self.held = sample
-                return np.frombuffer((ctypes.c_uint8 * sample.payload().len()).from_address(sample.payload_ptr), "u1")
+                return np.ctypeslib.as_array((ctypes.c_uint8 * sample.payload().len()).from_address(sample.payload_ptr))
 
         return End()
 
@@ -765,14 +775,10 @@ class Pipe(Peer):
                 end.close()
 
     def sender(self, channel: int) -> Any:
-        end = Sender()
-        end.send = self.pipes[channel][1].send_bytes  # type: ignore[method-assign]
-        return end
+        return _ends(Sender(), send=self.pipes[channel][1].send_bytes)
 
     def receiver(self, channels: list[int]) -> Any:
-        end = Receiver()
-        end.receive = self.pipes[channels[0]][0].recv_bytes  # type: ignore[method-assign]
-        return end
+        return _ends(Receiver(), receive=self.pipes[channels[0]][0].recv_bytes)
 
     @classmethod
     def version(cls) -> str:
@@ -797,19 +803,14 @@ class Queue(Pipe):
     def sender(self, channel: int) -> Any:
         queue = self.queues[channel]
 
-        class End(Sender):
-            send = queue.put
+        def close() -> None:
+            queue.close()
+            queue.join_thread()
 
-            def close(self) -> None:
-                queue.close()
-                queue.join_thread()
-
-        return End()
+        return _ends(Sender(), send=queue.put, close=close)
 
     def receiver(self, channels: list[int]) -> Any:
-        end = Receiver()
-        end.receive = self.queues[channels[0]].get
-        return end
+        return _ends(Receiver(), receive=self.queues[channels[0]].get)
 
 
 # --- messages over sockets ---------------------------------------------------------------------------------------------
@@ -827,31 +828,25 @@ class Zmq(Peer):
     def sender(self, channel: int) -> Any:
         import zmq
 
-        socket = zmq.Context.instance().socket(zmq.PUSH)
+        socket: Any = zmq.Context.instance().socket(zmq.PUSH)
         socket.connect(self._address(channel))
-        end = Sender()
-        end.send = socket.send  # type: ignore[method-assign]
-        end.close = socket.close  # type: ignore[method-assign]
-        return end
+        return _ends(Sender(), send=socket.send, close=socket.close)
 
     def receiver(self, channels: list[int]) -> Any:
         import zmq
 
-        socket = zmq.Context.instance().socket(zmq.PULL)
+        socket: Any = zmq.Context.instance().socket(zmq.PULL)
         socket.bind(self._address(channels[0]))
         recv, again, flag = socket.recv, zmq.Again, zmq.NOBLOCK
 
-        def spin() -> bytes:
+        def spin() -> Any:
             while True:
                 try:
                     return recv(flag)
                 except again:
                     pass
 
-        end = Receiver()
-        end.receive = recv if self.task.wait == "block" else spin  # type: ignore[method-assign]
-        end.close = socket.close  # type: ignore[method-assign]
-        return end
+        return _ends(Receiver(), receive=recv if self.task.wait == "block" else spin, close=socket.close)
 
 
 class Redis(Peer):
@@ -908,10 +903,11 @@ class Redis(Peer):
             ready: Iterator[Any] = iter(())
 
             def receive_many(self) -> Any:
-                while not (found := client.xread(at, count=4 if large else 4096, block=1000)):
-                    pass
+                found: Any = None
+                while not found:
+                    found = client.xread(at, count=4 if large else 4096, block=1000)
                 values = []
-                for name, records in found:  # type: ignore[union-attr]
+                for name, records in found:
                     at[name.decode()] = records[-1][0]
                     values += [fields[b"v"] for _, fields in records]
                 return values
@@ -1150,8 +1146,8 @@ class Lmdb(Peer):
 # --- all of them -------------------------------------------------------------------------------------------------------
 
 PEERS: list[type[Peer]] = [
-    Shmlog, ShmlogCffi, ShmlogViews, ShmlogMemory, ShmlogMemoryViews, ShmlogDisk, FastRing, Ring, BareMemory, Cloudtoid, Kickmsg, Iceoryx2, FasterFifo, Pipe, Queue, Zmq, Redis, RedisAlways,
-    Nats, Sqlite, Lmdb,
+    Shmlog, ShmlogCffi, ShmlogViews, ShmlogMemory, ShmlogMemoryViews, ShmlogDisk, FastRing, Ring, BareMemory, Cloudtoid, Kickmsg, Iceoryx2,
+    FasterFifo, Pipe, Queue, Zmq, Redis, RedisAlways, Nats, Sqlite, Lmdb,
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """What a run looks like: a table for the terminal, and one HTML file that needs nothing else (inline SVG, no script, light and dark).
 
-Shmlog's own candidates have the accent colour, floors (what the machine allows) are hatched or dashed, peers keep one colour through all curves. Axes are
-logarithmic where the largest is more than twenty times the smallest; a bar's fine line runs from the worst to the best round.
+Shmlog's own candidates have the accent colour, floors (what the machine allows) are hatched or dashed, peers keep one colour through all curves.
+Axes are logarithmic where the largest is more than twenty times the smallest; a bar's fine line runs from the worst to the best round.
 """
 
 from __future__ import annotations
@@ -172,7 +172,9 @@ def bars(cells: list[dict[str, Any]], figure: str, unit: str, less: bool) -> str
     out = [f'<svg class=bars viewBox="0 0 {width} {height}" role=img aria-label="{escape(figure)}">']
     for tick in axis.ticks():
         x = left + area * axis(tick)
-        out.append(f'<line class=grid x1={x:.1f} x2={x:.1f} y1={top - 5} y2={height} /><text class=tick x={x:.1f} y={top - 10} text-anchor=middle>{quantity(tick, unit)}</text>')
+        out.append(
+            f"<line class=grid x1={x:.1f} x2={x:.1f} y1={top - 5} y2={height} /><text class=tick x={x:.1f} y={top - 10} text-anchor=middle>{quantity(tick, unit)}</text>"
+        )
     for i, cell in enumerate(order):
         f = cell["figures"][figure]
         y = top + i * row_height
@@ -224,12 +226,14 @@ def curves(cells: list[dict[str, Any]]) -> str:
     out = [f'<svg class=curves viewBox="0 0 {width} {height}" role=img aria-label="percentiles of latency">']
     for tick in y_axis.ticks():
         at = y(tick)
-        out.append(f'<line class=grid x1={left} x2={width - right} y1={at:.1f} y2={at:.1f} /><text class=tick x={left - 9} y={at + 4:.1f} text-anchor=end>{quantity(tick / 1e3, "us")}</text>')
+        out.append(
+            f"<line class=grid x1={left} x2={width - right} y1={at:.1f} y2={at:.1f} /><text class=tick x={left - 9} y={at + 4:.1f} text-anchor=end>{quantity(tick / 1e3, 'us')}</text>"
+        )
     for share, words in ((0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %"), (0.9999, "99.99 %"), (0.99999, "99.999 %")):
         if -math.log10(1 - share) <= deepest + 1e-9:
             out.append(f'<line class=grid x1={x(share):.1f} x2={x(share):.1f} y1={top} y2={height - bottom} />'
                        f'<text class=tick x={x(share):.1f} y={height - bottom + 19} text-anchor=middle>{words}</text>')  # fmt: skip
-    ends = []
+    ends: list[Any] = []
     for cell, points in sorted(lines, key=lambda line: is_ours(line[0]["peer"])):
         kind = "floor" if is_floor(cell["peer"]) else "ours" if is_ours(cell["peer"]) else "peer"
         sure = [(p, v) for p, v in points if cell["quiet"] or p < 0.99]
@@ -305,11 +309,15 @@ def targets_section(results: dict[str, Any]) -> str:
     for r in rows:
         checks = "".join(
             f"<div class=check><b>{escape(ratio)}</b> {escape(against)}"
-            + "".join(f"<span class='{'' if c['met'] is None else 'yes' if c['met'] else 'no'}'>{c['level']} {escape(targets.limit(c))}</span>" for c in each)
+            + "".join(
+                f"<span class='{'' if c['met'] is None else 'yes' if c['met'] else 'no'}'>{c['level']} {escape(targets.limit(c))}</span>" for c in each
+            )
             + "</div>"
             for (ratio, against), each in targets.together(r["checks"])
         )
-        body.append(f"<tr><td>{escape(r['what'])}<td class=num>{escape(r['shown'])}<td class=checks>{checks}<td><span class='chip v{VERDICTS.index(r['verdict'])}'>{r['verdict']}</span>")
+        body.append(
+            f"<tr><td>{escape(r['what'])}<td class=num>{escape(r['shown'])}<td class=checks>{checks}<td><span class='chip v{VERDICTS.index(r['verdict'])}'>{r['verdict']}</span>"
+        )
     return (
         f"<section id=targets><h2>Targets</h2><p class=lead>Ratios inside this run. <b>least</b> must hold, <b>goal</b> is wanted.</p><div class=strip>{strip}</div>"
         f"<div class=keys>{legend}</div><div class=scroll><table class=targets><thead><tr><th>what<th class=num>measured<th>against<th></thead><tbody>{''.join(body)}</tbody></table></div></section>"
@@ -318,7 +326,9 @@ def targets_section(results: dict[str, Any]) -> str:
 
 def figures_table(cells: list[dict[str, Any]], figure: str, less: bool) -> str:
     names = list(dict.fromkeys(name for c in cells for name in c["figures"]))
-    head = "".join(f"<th class=num>{escape(n.replace('_per_s', ' / s').replace('_us', ', µs').replace('_ms', ', ms').replace('_', ' '))}" for n in names)
+    head = "".join(
+        f"<th class=num>{escape(n.replace('_per_s', ' / s').replace('_us', ', µs').replace('_ms', ', ms').replace('_', ' '))}" for n in names
+    )
     body = []
     for c in ranked(cells, figure, less):
         columns = "".join(f"<td class=num>{c['figures'][n]['median']:,.4g}" if n in c["figures"] else "<td>" for n in names)
@@ -338,7 +348,9 @@ def question_section(results: dict[str, Any], question: str) -> str:
     for case, cells in cases(results, question).items():
         figure, unit, less = figure_of(results, question, case)
         curve = curves(cells)
-        out.append(f"<div class='card {'wide' if curve else ''}'><h3>{escape(case)}<small>{escape(label(figure))} · {'less' if less else 'more'} is better</small></h3>")
+        out.append(
+            f"<div class='card {'wide' if curve else ''}'><h3>{escape(case)}<small>{escape(label(figure))} · {'less' if less else 'more'} is better</small></h3>"
+        )
         out.append(f"<div class=pair><div>{bars(cells, figure, unit, less)}</div>{f'<div>{curve}</div>' if curve else ''}</div>")
         out.append(figures_table(cells, figure, less) + "</div>")
     return "".join(out) + "</div></section>"
@@ -354,7 +366,9 @@ def html(results: dict[str, Any]) -> str:
     sections = "".join(question_section(results, q) for q in results["questions"])
     here = [p for p in results["peers"] if not p["missing"]]
     absent = [p for p in results["peers"] if p["missing"]]
-    peers = "".join(f"<tr><td><i class='dot c{colour_class(p['name'])}'></i>{escape(p['name'])}<td>{escape(p['version'])}<td>{escape(p['note'])}" for p in here)
+    peers = "".join(
+        f"<tr><td><i class='dot c{colour_class(p['name'])}'></i>{escape(p['name'])}<td>{escape(p['version'])}<td>{escape(p['note'])}" for p in here
+    )
     peers += "".join(f"<tr class=absent><td>{escape(p['name'])}<td>absent<td>{escape(p['missing'])}" for p in absent)
     noisy = ""
     if n.get("cells_without_a_quiet_round"):
@@ -391,13 +405,18 @@ def html(results: dict[str, Any]) -> str:
 
 
 CSS = """
-:root{color-scheme:light dark;--bg:#f6f5f2;--card:#fff;--ink:#191c20;--soft:#646b75;--faint:#9aa1ab;--line:#e8e6e1;--grid:#eeece8;--ours:#0b62c4;--ours2:#e4effb;--peer:#b9c0ca;
---hatch:#d9dde2;--good:#0d7a4f;--good2:#dcf3e8;--ok:#3b6fb5;--ok2:#e3edf9;--warn:#9a6a00;--warn2:#fbf0d5;--bad:#b3261e;--bad2:#fbe3e1;--none:#7b828c;--none2:#ecedef;/*light*/}
-@media(prefers-color-scheme:dark){:root{--bg:#0f1216;--card:#171b21;--ink:#e9ecf0;--soft:#a0a8b3;--faint:#6d7580;--line:#272d35;--grid:#222830;--ours:#4ea3ff;--ours2:#14263b;
---peer:#59636f;--hatch:#3a424c;--good:#5fd6a0;--good2:#12311f;--ok:#86b8f5;--ok2:#15273d;--warn:#ecc14a;--warn2:#33290f;--bad:#ff8a80;--bad2:#3b1716;--none:#98a1ad;
+:root{color-scheme:light dark;--bg:#f6f5f2;--card:#fff;--ink:#191c20;--soft:#646b75;--faint:#9aa1ab;--line:#e8e6e1;--grid:#eeece8;--ours:#0b62c4;
+--ours2:#e4effb;--peer:#b9c0ca;
+--hatch:#d9dde2;--good:#0d7a4f;--good2:#dcf3e8;--ok:#3b6fb5;--ok2:#e3edf9;--warn:#9a6a00;--warn2:#fbf0d5;--bad:#b3261e;--bad2:#fbe3e1;
+--none:#7b828c;--none2:#ecedef;/*light*/}
+@media(prefers-color-scheme:dark){:root{--bg:#0f1216;--card:#171b21;--ink:#e9ecf0;--soft:#a0a8b3;--faint:#6d7580;--line:#272d35;--grid:#222830;
+--ours:#4ea3ff;--ours2:#14263b;
+--peer:#59636f;--hatch:#3a424c;--good:#5fd6a0;--good2:#12311f;--ok:#86b8f5;--ok2:#15273d;--warn:#ecc14a;--warn2:#33290f;--bad:#ff8a80;
+--bad2:#3b1716;--none:#98a1ad;
 --none2:#242a32;/*dark*/}}
 *{box-sizing:border-box}html{scroll-behavior:smooth}
-body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 ui-sans-serif,system-ui,"Segoe UI",Roboto,"Helvetica Neue","DejaVu Sans",sans-serif;
+body{margin:0;background:var(--bg);color:var(--ink);
+font:15px/1.5 ui-sans-serif,system-ui,"Segoe UI",Roboto,"Helvetica Neue","DejaVu Sans",sans-serif;
 font-variant-numeric:tabular-nums}
 header,main{max-width:1240px;margin:0 auto;padding:0 28px}header{padding-top:52px}
 .defs{position:absolute}
@@ -407,19 +426,23 @@ h1{font-size:42px;line-height:1.1;letter-spacing:-.025em;margin:8px 0 10px;font-
 .warning{background:var(--warn2);color:var(--warn);border-radius:10px;padding:10px 16px;margin:0 0 20px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(230px,1fr));gap:16px;margin:8px 0 22px}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:18px 20px 16px}
-.tile-title{font-weight:600}.big small{font-size:19px;font-weight:600;letter-spacing:0}.big{font-size:34px;font-weight:700;letter-spacing:-.02em;color:var(--ours);margin:4px 0 0;line-height:1.25}
+.tile-title{font-weight:600}.big small{font-size:19px;font-weight:600;letter-spacing:0}.big{font-size:34px;font-weight:700;letter-spacing:-.02em;
+color:var(--ours);margin:4px 0 0;line-height:1.25}
 .small{color:var(--soft);font-size:13px}.against{font-size:13px;font-weight:600;margin-top:8px;padding-top:8px;border-top:1px solid var(--line)}
 .better{color:var(--good)}.worse{color:var(--bad)}
-nav{display:flex;flex-wrap:wrap;gap:4px 6px;margin:0 0 4px -10px}nav a{color:var(--soft);text-decoration:none;padding:4px 10px;border-radius:8px;font-size:14px}
+nav{display:flex;flex-wrap:wrap;gap:4px 6px;margin:0 0 4px -10px}nav a{color:var(--soft);text-decoration:none;padding:4px 10px;border-radius:8px;
+font-size:14px}
 nav a:hover{background:var(--ours2);color:var(--ours)}
 section{padding:34px 0 6px}h2{font-size:25px;letter-spacing:-.015em;margin:0 0 6px;line-height:1.25}
 .lead{color:var(--soft);margin:0 0 16px}.lead b{color:var(--ink)}
 .card{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:18px 22px 14px;margin:0 0 16px}
-h3{font-size:16px;margin:0 0 12px;display:flex;justify-content:space-between;align-items:baseline;gap:16px}h3 small{color:var(--faint);font-weight:400;font-size:13px}
+h3{font-size:16px;margin:0 0 12px;display:flex;justify-content:space-between;align-items:baseline;gap:16px}h3 small{color:var(--faint);
+font-weight:400;font-size:13px}
 .pair{display:grid;grid-template-columns:minmax(0,1fr);gap:26px;align-items:start}
 @media(min-width:1080px){.wide .pair{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}}
 .cards{display:grid;gap:16px;grid-template-columns:minmax(0,1fr)}.cards>.card{margin:0}
-@media(min-width:1080px){.cards{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}.cards>.wide{grid-column:1/-1}.cards>.card:only-child{grid-column:1/-1}
+@media(min-width:1080px){.cards{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}.cards>.wide{grid-column:1/-1}
+.cards>.card:only-child{grid-column:1/-1}
 .cards>.card:only-child:not(.wide) .pair{max-width:640px}}
 svg{display:block;width:100%;height:auto;overflow:visible}svg text{font-size:13px;fill:var(--ink)}
 .grid{stroke:var(--grid);stroke-width:1}svg .tick{fill:var(--faint);font-size:11.5px}
@@ -429,26 +452,34 @@ svg{display:block;width:100%;height:auto;overflow:visible}svg text{font-size:13p
 .spread{stroke:var(--ink);stroke-width:1.2;fill:none;opacity:.55}
 svg .name.ours,svg .value.ours{fill:var(--ours);font-weight:650}svg .name.floor,svg .value.floor{fill:var(--soft);font-style:italic}
 svg .value{font-size:13px}
-.curve{fill:none;stroke:var(--c);stroke-width:1.9;stroke-linejoin:round;stroke-linecap:round}.curve.ours{stroke-width:3.2}.curve.floor{stroke-dasharray:6 5}
+.curve{fill:none;stroke:var(--c);stroke-width:1.9;stroke-linejoin:round;stroke-linecap:round}.curve.ours{stroke-width:3.2}
+.curve.floor{stroke-dasharray:6 5}
 .curve.unsure{stroke-dasharray:1 5;opacity:.75}
-.leader{stroke:var(--c);stroke-width:1;opacity:.4;fill:none}svg .label{fill:var(--c);font-size:12px;font-weight:550}svg .label.ours{font-weight:720}
+.leader{stroke:var(--c);stroke-width:1;opacity:.4;fill:none}svg .label{fill:var(--c);font-size:12px;font-weight:550}
+svg .label.ours{font-weight:720}
 .remark{color:var(--soft);font-size:12.5px;margin:8px 0 4px;max-width:95ch}.failed{color:var(--bad)}
 details{margin-top:8px}summary{color:var(--faint);font-size:12.5px;cursor:pointer}summary:hover{color:var(--ours)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:13.5px}th{text-align:left;color:var(--faint);font-weight:500;font-size:12.5px}
-td,th{padding:7px 12px 7px 0;border-bottom:1px solid var(--line);vertical-align:top}tr:last-child td{border-bottom:0}.num{text-align:right;white-space:nowrap}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:13.5px}th{text-align:left;color:var(--faint);font-weight:500;
+font-size:12.5px}
+td,th{padding:7px 12px 7px 0;border-bottom:1px solid var(--line);vertical-align:top}tr:last-child td{border-bottom:0}.num{text-align:right;
+white-space:nowrap}
 details td,details th{padding:4px 14px 4px 0;white-space:nowrap}
 .absent td{color:var(--faint)}.dot{display:inline-block;width:9px;height:9px;border-radius:50%;background:var(--c);margin-right:9px}
 .two{display:grid;gap:16px;grid-template-columns:minmax(0,1fr)}@media(min-width:1080px){.two{grid-template-columns:minmax(0,2fr) minmax(0,3fr)}}
 .strip{display:flex;height:12px;gap:3px;margin:2px 0 10px}.part{border-radius:4px;min-width:6px}
-.keys{display:flex;flex-wrap:wrap;gap:4px 20px;color:var(--soft);font-size:13.5px;margin-bottom:14px}.key i{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:7px}
-.part.v0,.key .v0{background:var(--good)}.part.v1,.key .v1{background:var(--ok)}.part.v2,.key .v2{background:var(--warn)}.part.v3,.key .v3{background:var(--bad)}
+.keys{display:flex;flex-wrap:wrap;gap:4px 20px;color:var(--soft);font-size:13.5px;margin-bottom:14px}.key i{display:inline-block;width:10px;
+height:10px;border-radius:3px;margin-right:7px}
+.part.v0,.key .v0{background:var(--good)}.part.v1,.key .v1{background:var(--ok)}.part.v2,.key .v2{background:var(--warn)}
+.part.v3,.key .v3{background:var(--bad)}
 .part.v4,.key .v4{background:var(--hatch)}
 #targets .scroll{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:8px 22px}
-.targets td:first-child{font-weight:550;min-width:250px}.checks{color:var(--soft);font-size:12.5px}.check b{color:var(--ink);font-weight:600;display:inline-block;min-width:58px;text-align:right;margin-right:4px}
+.targets td:first-child{font-weight:550;min-width:250px}.checks{color:var(--soft);font-size:12.5px}.check b{color:var(--ink);font-weight:600;
+display:inline-block;min-width:58px;text-align:right;margin-right:4px}
 .check span{margin-left:10px;color:var(--faint);white-space:nowrap}.check .yes{color:var(--good)}.check .no{color:var(--bad)}
 .check .yes::after{content:" ✓"}.check .no::after{content:" ✗"}
 .chip{display:inline-block;border-radius:20px;padding:2px 12px;font-size:12.5px;font-weight:600;white-space:nowrap}
-.chip.v0{background:var(--good2);color:var(--good)}.chip.v1{background:var(--ok2);color:var(--ok)}.chip.v2{background:var(--warn2);color:var(--warn)}
+.chip.v0{background:var(--good2);color:var(--good)}.chip.v1{background:var(--ok2);color:var(--ok)}.chip.v2{background:var(--warn2);
+color:var(--warn)}
 .chip.v3{background:var(--bad2);color:var(--bad)}.chip.v4{background:var(--none2);color:var(--none)}
 @media(max-width:640px){h1{font-size:31px}header,main{padding-left:16px;padding-right:16px}}
 @media print{nav{display:none}.card,.tile{break-inside:avoid}}

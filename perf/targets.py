@@ -63,7 +63,14 @@ def row(what: str, ours: Value, unit: str, *checks: dict[str, Any]) -> dict[str,
         verdict = "goal met" if goal else "goal missed"
     else:
         verdict = "met"
-    return {"what": what, "value": ours, "unit": unit, "shown": "–" if ours is None else quantity(ours, unit), "checks": list(checks), "verdict": verdict}
+    return {
+        "what": what,
+        "value": ours,
+        "unit": unit,
+        "shown": "–" if ours is None else quantity(ours, unit),
+        "checks": list(checks),
+        "verdict": verdict,
+    }
 
 
 def best(f: Figures, question: str, case: str, figure: str = "") -> Value:
@@ -108,7 +115,9 @@ def rows(f: Figures, ours: str = "shmlog") -> Iterator[dict[str, Any]]:
             at_least("goal", 90.0, "Redis pipelined", v, f("batch", "500 x 100 B", "Redis Streams")),
         )  # fmt: skip
     v, off = f("batch", "500 x 100 B", ours), f("batch", "500 x 100 B", memory)
-    yield row("the same with spill to disk, against without", v, "/s", at_least("least", 0.5, "spill off", v, off), at_least("goal", 0.8, "spill off", v, off))
+    yield row(
+        "the same with spill to disk, against without", v, "/s", at_least("least", 0.5, "spill off", v, off), at_least("goal", 0.8, "spill off", v, off)
+    )
     v, redis = f("durable", "500 x 100 B", "shmlog, acks=disk"), f("durable", "500 x 100 B", "Redis aof always")
     yield row(
         "the same with acks=disk, each batch awaited", v, "/s",
@@ -116,7 +125,9 @@ def rows(f: Figures, ours: str = "shmlog") -> Iterator[dict[str, Any]]:
     )  # fmt: skip
 
     v, lines = f("core", "64 B", "shmlog (C)", "p50_us"), f("core", "64 B", "two cache lines", "p50_us")
-    yield row("C, 64 B ping-pong, one way, p50", v, "us", up_to("least", 3.0, "two cache lines", v, lines), up_to("goal", 1.5, "two cache lines", v, lines))
+    yield row(
+        "C, 64 B ping-pong, one way, p50", v, "us", up_to("least", 3.0, "two cache lines", v, lines), up_to("goal", 1.5, "two cache lines", v, lines)
+    )
     v = f("core", "100 B, one an append", "shmlog (C)")
     yield row(
         "C, one producer, 100 B, one an append", v, "/s",
@@ -150,13 +161,18 @@ def rows(f: Figures, ours: str = "shmlog") -> Iterator[dict[str, Any]]:
     v = f("large", "1 MiB, copied", f"{memory}, views")
     yield row(
         "1 MiB copied in, view out", v, "/s",
-        at_least("least", 2.0, "pyzmq", v, f("large", "1 MiB, copied", zmq)), at_least("goal", 0.95, "the minimal ring", v, best(f, "large", "1 MiB, copied")),
+        at_least("least", 2.0, "pyzmq", v, f("large", "1 MiB, copied", zmq)),
+        at_least("goal", 0.95, "the minimal ring", v, best(f, "large", "1 MiB, copied")),
     )  # fmt: skip
     for case, words in (("one at a time", "one at a time"), ("500 x", "500 together")):
         v = f("durable", case, "shmlog, acks=disk")
         yield row(
             f"acks=disk, {words}", v, "/s",
-            *(at_least(level, limit, name, v, f("durable", case, name)) for level, limit in (("least", 1.0), ("goal", 2.0)) for name in ("sqlite3 (WAL)", "LMDB")),
+            *(
+                at_least(level, limit, name, v, f("durable", case, name))
+                for level, limit in (("least", 1.0), ("goal", 2.0))
+                for name in ("sqlite3 (WAL)", "LMDB")
+            ),
         )  # fmt: skip
 
     from .weight import PROMISED
@@ -174,12 +190,24 @@ def rows(f: Figures, ours: str = "shmlog") -> Iterator[dict[str, Any]]:
         for cell in f.cells:
             if cell["question"] == "growth" and cell["peer"] != "small":
                 v = f("growth", "100 B", cell["peer"], figure)
-                yield row(f"Growth: {words}, {cell['peer']}", v, "us", up_to("least", 1.5, "the small case", v, small), up_to("goal", 1.1, "the small case", v, small))
+                yield row(
+                    f"Growth: {words}, {cell['peer']}",
+                    v,
+                    "us",
+                    up_to("least", 1.5, "the small case", v, small),
+                    up_to("goal", 1.1, "the small case", v, small),
+                )
     for cell in f.cells:
         if cell["question"] == "faults" and "restart" in cell["case"]:
             v, allowed = (f("faults", "restart", cell["peer"], name) for name in ("restart_ms", "allowed_ms"))
             text = "50 ms + 1 ms a MiB"
-            yield row(f"kill -9 of the broker, until on the disk again, {cell['peer']}", v, "ms", up_to("least", 1.0, text, v, allowed), up_to("goal", 0.5, text, v, allowed))
+            yield row(
+                f"kill -9 of the broker, until on the disk again, {cell['peer']}",
+                v,
+                "ms",
+                up_to("least", 1.0, text, v, allowed),
+                up_to("goal", 0.5, text, v, allowed),
+            )
     v, failed = f("faults", "feed", "broker killed", "longest_gap_ms"), f("faults", "feed", "broker killed", "failed_sends")
     yield row(
         "kill -9 of every broker under 10 k/s: longest gap", v, "ms",

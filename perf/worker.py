@@ -1,15 +1,17 @@
-"""One end of a measurement: a process of its own (forked off a clean one that was made by exec and has no threads and opened nothing) that plays a role with a peer's adapter.
+"""One end of a measurement: a process of its own (forked off a clean one that was made by exec and has no threads and opened nothing) that plays a
+role with a peer's adapter.
 
-A role is a generator with four stops: its receivers are open; its senders are open; its receivers have seen that; here is the result. The harness lets all
-ends of a round reach each stop before any goes on (so nobody publishes to a subscriber that is not there yet), and looks at the machine's noise between the
-last two.
+A role is a generator with four stops: its receivers are open; its senders are open; its receivers have seen that; here is the result. The harness
+lets all ends of a round reach each stop before any goes on (so nobody publishes to a subscriber that is not there yet), and looks at the
+machine's noise between the last two.
 
-Records begin with a byte that says what they are: 0, or 255 for the last one. A record of the open loop begins with its *intended* time, big-endian, whose
-first byte is 0 for the next two thousand years.
+Records begin with a byte that says what they are: 0, or 255 for the last one. A record of the open loop begins with its *intended* time,
+big-endian, whose first byte is 0 for the next two thousand years.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -35,6 +37,7 @@ def die_with_parent() -> None:
 
 def main(connection: Any, peer: Any, role: str, options: dict[str, Any]) -> None:
     die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the harness ends its processes
     try:
         os.environ.update(peer.environment)
         if options.get("core") is not None:
@@ -57,10 +60,10 @@ def main(connection: Any, peer: Any, role: str, options: dict[str, Any]) -> None
         connection.recv()
         work.close()  # type: ignore[attr-defined]
         connection.send(("closed", None))
-    except (EOFError, BrokenPipeError):
-        pass
-    except BaseException:
-        connection.send(("error", traceback.format_exc(limit=-3)))
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # nobody is there any more
+            if not isinstance(error, EOFError):
+                connection.send(("error", traceback.format_exc(limit=-3)))
     os._exit(0)  # some peers leave threads that would keep the process
 
 
@@ -116,7 +119,7 @@ def echo(peer: Any, options: dict[str, Any]) -> Role:
 
 
 def source(peer: Any, options: dict[str, Any]) -> Role:
-    """Sends as fast as it goes for some seconds, one a call or `batch` a call, round robin over its channels; then tells each channel that this was all."""
+    """Sends as fast as it goes for some seconds, one a call or `batch` a call, round robin over its channels; then tells each that this was all."""
     yield None
     senders = [peer.sender(c) for c in options["channels"]]
     yield None
@@ -322,7 +325,8 @@ def cost(peer: Any, options: dict[str, Any]) -> Role:
     value, now = bytes(peer.task.value_bytes), time.perf_counter_ns
     send, receive = sender.send, receiver.receive
     until = now() + int(options["seconds"] * 1e9)
-    sends, receives = [], []
+    sends: list[float] = []
+    receives: list[float] = []
     while now() < until or len(sends) < 3:
         a = now()
         for _ in range(200):
