@@ -115,6 +115,7 @@ BENCH_STAMP := $(STAMP)-bench
 $(BENCH_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[bench]' \
 	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check hdrhistogram || echo "bench: some peers could not be installed and are left out" >&2
+	@$(BIN)/python -m shmlog.bench --fetch
 	@touch $@
 bench: build $(BENCH_STAMP)
 	$(BIN)/python -m shmlog.bench

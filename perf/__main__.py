@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--like", metavar="TOPIC", help="replay this topic's sizes and gaps (of a running cluster: --cluster NAME)")
     p.add_argument("--out", type=Path, metavar="DIR", help="where bench.json and bench.html go")
     p.add_argument("--report", type=Path, metavar="FILE", help="only make bench.html of this bench.json")
+    p.add_argument("--fetch", action="store_true", help="get what peers in Java need (with mvn), then go on; without java and mvn nothing happens")
     p.add_argument("--list", action="store_true", help="list peers")
     p.add_argument("--json", action="store_true", help="the whole as one JSON object on stdout instead of the table")
     p.add_argument("--cluster", metavar="NAME", help="with --like: which cluster; default $SHMLOG_CLUSTER, else 'default'")
@@ -82,6 +83,10 @@ def main(arguments: Sequence[str] | None = None, as_json: bool = False, cluster:
         adapters = [peers.adapter(text) for text in asked.adapter]
     except (ImportError, ValueError) as error:
         p.error(f"{error}" if str(error).startswith("--adapter") else f"--adapter {' '.join(asked.adapter)}: {error}")
+    if asked.fetch:
+        _fetch(harness, peers)
+        if not (asked.question or asked.full or asked.plan or asked.list or asked.like):
+            return 0
     here, absent = peers.chosen(asked.peer, adapters)
     if asked.list:
         _list(here, absent, asked.json)
@@ -103,6 +108,19 @@ def _report_only(asked: argparse.Namespace, report: Any) -> int:
     to.write_text(html)
     print(to)
     return 0
+
+
+def _fetch(harness: Any, peers: Any) -> None:
+    from .servers import KAFKA, fetch
+
+    gone = [name for name in ("java", "mvn") if peers.program(name) is None]
+    if gone:
+        harness.progress(f"without Kafka: no program {', '.join(gone)}")
+        return
+    try:
+        harness.progress(f"Kafka is in {fetch(KAFKA)}")
+    except harness.Failed as error:
+        harness.progress(f"without Kafka: {error}")
 
 
 def _list(here: list[Any], absent: dict[str, str], as_json: bool) -> None:

@@ -133,10 +133,12 @@ static inline void put(uint32_t n) {
         sl_record r = {.value = payload, .value_bytes = bytes, .producer_id = -1, .sequence = -1, .timestamp_ns = 1};
         if (n > 1) r.kind = SL_FF_ARRAY, r.rows = n, r.row_bytes = bytes, r.value_bytes = n * bytes;
         sl_append_result result;
-        int64_t deadline_ns = now_ns() + INT64_C(10000000000);
-        int rc;
-        do rc = sl_append(e.appender, &r, -1, deadline_ns, &result); /* a topic made a moment ago may have no leader yet */
-        while (__builtin_expect(rc == SL_E_FENCED, 0) && now_ns() < deadline_ns);
+        int rc = sl_append(e.appender, &r, -1, 0, &result);
+        if (__builtin_expect(rc < 0, 0)) { /* there is no room, or the topic, made a moment ago, has no leader yet: only now is the clock worth its cost */
+            int64_t deadline_ns = now_ns() + INT64_C(10000000000);
+            do rc = sl_append(e.appender, &r, -1, deadline_ns, &result);
+            while (rc == SL_E_FENCED && now_ns() < deadline_ns);
+        }
         if (rc < 0) FAIL("append: %s", sl_strerror(rc));
         return;
     }

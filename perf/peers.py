@@ -1011,6 +1011,97 @@ class Nats(Peer):
         return End()
 
 
+class Kafka(Peer):
+    """Apache Kafka, one node, through librdkafka."""
+
+    name = "Apache Kafka"
+    needs = ("confluent_kafka",)
+    programs = ("java",)
+    package = "confluent-kafka"
+    note = "one broker for all rounds of a run, its page cache warm; acks=all"
+    can = frozenset({"latency", "rate", "batch", "paced", "blocking", "producers", "partitions"})
+    topic: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def missing(cls) -> str | None:
+        from .servers import KAFKA, jars
+
+        return super().missing() or (None if jars(KAFKA).exists() else "no jars (`shmlog bench --fetch` gets them with mvn, 43 MB)")
+
+    def start(self) -> None:
+        from confluent_kafka.admin import AdminClient
+        from confluent_kafka.cimpl import NewTopic
+
+        from .servers import Kafka as Server
+
+        self.address = f"127.0.0.1:{Server.get().port}"
+        admin = AdminClient({"bootstrap.servers": self.address})
+        admin.create_topics([NewTopic(self.id, self.task.channels, 1, config=dict(self.topic))])[self.id].result(30)
+
+    def stop(self) -> None:
+        from confluent_kafka.admin import AdminClient
+
+        if hasattr(self, "address"):
+            admin = AdminClient({"bootstrap.servers": self.address})  # kept until its answer is here
+            admin.delete_topics([self.id])[self.id].result(30)
+
+    def sender(self, channel: int) -> Any:
+        from confluent_kafka import Producer
+
+        producer = Producer({"bootstrap.servers": self.address, "acks": "all", "linger.ms": 5 if self.task.batch > 1 else 0})
+        topic = self.id
+        producer.list_topics(topic, timeout=30)
+
+        class End(Sender):
+            def send(self, value: bytes) -> None:
+                while True:
+                    try:
+                        producer.produce(topic, value, partition=channel)
+                        producer.poll(0)
+                        return
+                    except BufferError:
+                        producer.poll(0.001)
+
+            def flush(self) -> None:
+                producer.flush(60)
+
+            def close(self) -> None:
+                producer.flush(10)
+
+        return End()
+
+    def receiver(self, channels: list[int]) -> Any:
+        from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+
+        consumer = Consumer({"bootstrap.servers": self.address, "group.id": self.id, "enable.auto.commit": False, "fetch.wait.max.ms": 10})
+        consumer.assign([TopicPartition(self.id, c, OFFSET_BEGINNING) for c in channels])
+        most = 4096 if self.task.batch > 1 or self.task.channels > 1 else 1
+
+        class End(Receiver):
+            def receive_many(self) -> Any:
+                while True:
+                    values = [m.value() for m in consumer.consume(most, 0.001) if m.error() is None]
+                    if values:
+                        return values
+
+            def receive(self) -> Any:
+                while True:
+                    message = consumer.poll(1)
+                    if message is not None and message.error() is None:
+                        return message.value()
+
+            def close(self) -> None:
+                consumer.close()
+
+        return End()
+
+
+class KafkaFlush(Kafka):
+    name = "Kafka, flush.messages=1"
+    can = frozenset({"durable"})
+    topic: ClassVar[dict[str, str]] = {"flush.messages": "1"}
+
+
 # --- durable queues of a library ---------------------------------------------------------------------------------------
 
 
@@ -1147,7 +1238,7 @@ class Lmdb(Peer):
 
 PEERS: list[type[Peer]] = [
     Shmlog, ShmlogCffi, ShmlogViews, ShmlogMemory, ShmlogMemoryViews, ShmlogDisk, FastRing, Ring, BareMemory, Cloudtoid, Kickmsg, Iceoryx2,
-    FasterFifo, Pipe, Queue, Zmq, Redis, RedisAlways, Nats, Sqlite, Lmdb,
+    FasterFifo, Pipe, Queue, Zmq, Redis, RedisAlways, Nats, Kafka, KafkaFlush, Sqlite, Lmdb,
 ]  # fmt: skip
 
 
