@@ -1,4 +1,4 @@
-/* Between spill.c and ring.c: what a broker's C threads know of their partitions. Private memory of one process; nothing here is shared or kept. */
+/* Between broker.c, spill.c, gather.c and ring.c: what a broker's C threads know of their partitions. Private memory of one process; nothing here is shared or kept. */
 #ifndef SHMLOG_BROKER_H
 #define SHMLOG_BROKER_H
 #include <pthread.h>
@@ -11,6 +11,10 @@
 #define SL_RETRY_NS INT64_C(200000000)           /* a disk or a /dev/shm that refused is asked again after this */
 #define SL_RING_BUFFERS 48                       /* SL_DIR_SLOTS and what waits between two states */
 #define SL_EVENTS 256
+#define SL_RAW_BYTES (1u << 20)                   /* a batch */
+#define SL_RAW_ROOM (SL_RAW_BYTES + (64u << 10))   /* and the tail of its last frame */
+#define SL_BATCH_PIECES 4096u
+#define SL_BATCH_LOST 16u                        /* LOST frames in one batch */
 
 /* A segment this broker made or adopted. In a partition's list while the directory names it (or a recycler is at work on it), else in the pool or in limbo. */
 typedef struct sl_buffer {
@@ -111,7 +115,34 @@ struct sl_broker {
     uint64_t event_head, event_tail;
 };
 
+/* What goes to a file in one append. Filled by sl_gather(). */
+typedef struct sl_batch {
+    sl_file_piece pieces[SL_BATCH_PIECES];
+    uint64_t offsets[SL_BATCH_PIECES];
+    uint64_t words[SL_BATCH_PIECES];
+    _Alignas(64) uint8_t lost[SL_BATCH_LOST][128];
+    size_t n, n_lost;
+    uint64_t end_offset, bytes, records;
+    uint32_t cell;            /* where the next batch begins */
+    int seeking, sealed, more;
+} sl_batch;
+
+/* gather.c */
+void sl_spill_leave(sl_broker *b, sl_bp *p);
+/* Steps 23-25: a hazard word on the segment, then a second look whether the directory still names it. 1 held (p->map), 0 it is not there, < 0 an error. */
+int sl_spill_hold(sl_broker *b, sl_bp *p, uint64_t number);
+void sl_spill_release(sl_broker *b);
+uint64_t sl_spill_base(const sl_map *map, uint64_t number);      /* offset of a segment's first record, UINT64_MAX if its base word does not say */
+/* Goes to the segment that holds `offset`, else to the oldest there is above it: what is missing between becomes a LOST frame. */
+void sl_spill_seek(sl_broker *b, sl_bp *p, uint64_t offset);
+int sl_gather(sl_broker *b, sl_bp *p, sl_batch *t, uint64_t base); /* fills a batch from segment p->number, which is held; < 0 only when memory is missing here */
+void sl_salvage_close(sl_bp *p);
+void sl_segment_file_name(char *to, size_t room, uint64_t base, uint32_t leader_epoch, const char *kind);
+
 /* spill.c */
+void *sl_spill_main(void *broker);
+void *sl_sync_main(void *broker);
+void sl_roll_now(sl_broker *b, sl_bp *p);
 void sl_broker_say(sl_broker *b, uint32_t kind, uint32_t block, int code, int saved_errno, uint64_t offset, uint64_t count, const char *what, ...)
     __attribute__((format(printf, 8, 9)));
 void sl_storage_update(sl_broker *b, sl_bp *p);   /* the worse of disk and ring, into the partition's words; says so and wakes when it changed */

@@ -240,7 +240,7 @@ int64_t sl_frame_timestamp_ns(const uint8_t *frame);
 int64_t sl_batch_measure(const sl_record *records, size_t n);
 int64_t sl_batch_build(uint8_t *to, size_t capacity, const sl_record *records, size_t n);
 
-/* ---- files (file.c) ---- */
+/* ---- files (file.c, file_recover.c) ---- */
 typedef struct sl_file sl_file;   /* one <base>-<epoch>.log being written, with its .cells; used by one spill thread */
 int sl_file_create(const char *dir, uint64_t base_offset, uint32_t leader_epoch, uint32_t partition, const uint8_t topic_id[16],
                    const uint8_t cluster_id[16], sl_file **out);
@@ -270,7 +270,7 @@ typedef struct sl_file_entry { uint64_t base_offset; uint64_t until; uint32_t le
  * leader epoch wins from its base on; files hidden altogether are left out. Returns how many there are (fills up to max), SL_E_NOENT no directory. */
 int64_t sl_file_list(const char *dir, sl_file_entry *out, size_t max);
 
-/* ---- the broker's C threads (spill.c) ---- */
+/* ---- the broker's C threads (broker.c, spill.c) ---- */
 typedef struct sl_broker sl_broker;
 typedef struct sl_broker_options {
     uint32_t process;             /* index in control.processes: its bell */
@@ -380,7 +380,7 @@ uint32_t sl_crc32c_copy(uint32_t crc, void *to, const void *from, size_t bytes);
 /* frame.c */
 int64_t sl_frame_max_timestamp_ns(const uint8_t *frame);   /* of a checked frame: the latest of its records */
 
-/* file.c, for readers: one file that may still be written. One thread. No mmap: EIO and short files are codes, never SIGBUS.
+/* file_read.c, for readers: one file that may still be written. One thread. No mmap: EIO and short files are codes, never SIGBUS.
  * `end_offset` bounds every call: the partition's `spilled` word for a live file (what lies beyond may still be cut back), UINT64_MAX for a closed one. */
 /* The one that holds `offset`: SL_E_NOENT no files, SL_E_RANGE below the first (then *out is the first). Look again at the end of a file. */
 int sl_file_find(const char *dir, uint64_t offset, sl_file_entry *out);

@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import sysconfig
+import tempfile
 import textwrap
 import time
 import zlib
@@ -48,14 +49,23 @@ def inputs() -> list[str]:
     return sorted(files, key=os.path.getsize, reverse=True)
 
 
+def frozen(files: list[str], folder: str) -> list[str]:
+    """Copies, because the machine lives: a package installed meanwhile writes to dpkg.log, and three counts of it would differ."""
+    copies = [folder + path for path in files]
+    for path, copy in zip(files, copies, strict=True):
+        os.makedirs(os.path.dirname(copy), exist_ok=True)
+        shutil.copyfile(path, copy)
+    return copies
+
+
 def entries(path: str) -> Iterator[tuple[bytes, bytes]]:
     with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
         text = file.read()
     if path.endswith(".py"):
         for block in BLOCK.split(text):
             if block.strip():
-                yield os.path.relpath(path, STDLIB).partition("/")[0].removesuffix(".py").encode(), block
-    elif "dpkg.log" in path:
+                yield path.partition(f"{STDLIB}/")[2].partition("/")[0].removesuffix(".py").encode(), block
+    elif os.path.basename(path).startswith("dpkg.log"):
         for event in DPKG.finditer(text):
             yield event[2], event[0]
     else:
@@ -277,7 +287,11 @@ def verdict(same: bool) -> str:
 
 
 def main() -> int:
-    files = inputs()
+    with tempfile.TemporaryDirectory(prefix="shmlog-demo-") as folder:
+        return demo(frozen(inputs(), folder))
+
+
+def demo(files: list[str]) -> int:
     reference = Totals()
     began = time.monotonic()
     for n, path in enumerate(files):

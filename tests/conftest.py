@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import zlib
 
 import hypothesis
@@ -10,6 +11,11 @@ import pytest
 # No deadline: a machine with other work must not fail a test of correctness. The blob repeats a failure elsewhere.
 hypothesis.settings.register_profile("shmlog", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shmlog")
+
+# A run in the background of a script, or under nohup, inherits these as ignored, and a child inherits that from us: Ctrl-C would reach nobody.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,8 +14,8 @@ from shmlog import errors
 from shmlog.types import RecordMetadata
 
 if TYPE_CHECKING:
+    from shmlog.client.acknowledging import Acknowledging
     from shmlog.client.append import Place
-    from shmlog.client.producer import Producer
 
 
 class Delivery:
@@ -40,7 +40,7 @@ class Delivery:
         self.offset = offset
         self.timestamp_ns = timestamp_ns
         self.count = count
-        self._producer: Producer | None = None  # None: acknowledged (or failed)
+        self._producer: Acknowledging | None = None  # None: acknowledged (or failed)
         self._error: BaseException | None = None
 
     @property

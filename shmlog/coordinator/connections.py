@@ -45,9 +45,8 @@ class Connections:
         self.selector = selector
         self.on_message = on_message
         self.on_close = on_close
-        self._bind()
 
-    def _bind(self) -> None:
+    def listen(self) -> None:
         """Under another name first, then renamed over what a predecessor left: at no moment a path without a listener behind it."""
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path = os.path.join(self.run_dir, "coordinator.sock")

@@ -72,6 +72,14 @@ class Memory:
         me = os.getpid()
         return next((slot for slot in COORDINATOR_SLOTS if self.control.processes[slot].pid == me or not self.lives(slot)), 0)
 
+    def choose_slot(self, slot: int) -> int:
+        """Never an entry in which another one lives: it was forked for the same one by another coordinator, or `up` (which says 1) did not see it.
+        A last resort of the spare has none (0). Returns 0 if three live."""
+        entry = self.control.processes[slot]
+        if slot == 0 or (entry.pid != os.getpid() and proc.alive(entry.pid, entry.start_ticks)):
+            return self.free_slot()
+        return slot
+
     def clear_others(self, slot: int, pid: int) -> None:
         """Entries besides its own in which a coordinator stands: its maker may write it into the one it was forked for after it has moved."""
         for other in COORDINATOR_SLOTS:

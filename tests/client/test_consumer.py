@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from shmlog import Consumer, OffsetAndTimestamp, TopicPartition, errors
 from shmlog._ffi import lib
-from shmlog.client import consumer as consumer_module
+from shmlog.client import consumer_row
 
 Take = Callable[[Consumer, int], list[Any]]
 T0 = TopicPartition("t", 0)
@@ -544,7 +544,7 @@ def test_close_waits_for_a_wakeup_that_is_going_on(here: Any, monkeypatch: pytes
             closed_meanwhile.append(not closer.is_alive())
             lib.sl_row_wakeup(cluster, row)
 
-    monkeypatch.setattr(consumer_module, "lib", Slow())
+    monkeypatch.setattr(consumer_row, "lib", Slow())
     c.wakeup()
     closer.join(5)
     assert closed_meanwhile == [False]  # else the row would have been unmapped under the call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -287,9 +288,19 @@ def test_consume_waits_for_a_topic_when_asked(on: Any) -> None:
     assert on("consume", "later", "--wait", "--timeout", "0.1").code == 4
 
 
-def start(shmlog_cluster: Any, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def running(command: list[str], **more: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Popen's own exit waits for ever; a test that fails must not hang."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **more) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # nothing, where it has ended
+
+
+def start(shmlog_cluster: Any, *arguments: str, **more: Any) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "shmlog", *arguments, "--cluster", shmlog_cluster.address]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    return running(command, stderr=subprocess.PIPE, **more)
 
 
 def test_ctrl_c_exits_130_in_silence(on: Any, shmlog_cluster: Any) -> None:
@@ -487,7 +498,7 @@ def test_status_and_verify_work_when_every_process_was_killed(private: Any) -> N
 def test_up_in_the_foreground_ends_with_sigterm_and_leaves_nothing(private: Any, tmp_path: Any) -> None:
     environment = {**os.environ, "SHMLOG_CLUSTER": private.name, "XDG_STATE_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "shmlog", "up", "--foreground", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+    with running(command, env=environment) as process:
         assert process.stdout and json.loads(process.stdout.readline())["started"] is True
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 0
@@ -497,7 +508,7 @@ def test_a_cluster_that_goes_down_ends_its_consumers_with_3(private: Any, tmp_pa
     private("up")
     private("produce", "t", input=b"x\n")
     environment = {**os.environ, "SHMLOG_CLUSTER": private.name, "XDG_STATE_HOME": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-m", "shmlog", "consume", "t"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+    with running([sys.executable, "-m", "shmlog", "consume", "t"], stderr=subprocess.PIPE, env=environment) as process:
         assert process.stdout and process.stderr and process.stdout.readline() == b"x\n"
         assert private("down").code == 0
         assert process.wait(DEADLINE_S) == 3
@@ -511,7 +522,7 @@ def test_logs_follow_what_is_written(private: Any, tmp_path: Any) -> None:
     path = os.path.join(private.state, "logs", "coordinator.log")
     environment = {**os.environ, "SHMLOG_CLUSTER": private.name, "XDG_STATE_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "shmlog", "logs", "-f", "coordinator", "-n", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+    with running(command, env=environment) as process:
         assert process.stdout and process.stdout.readline()
         with open(path, "a") as log:
             log.write("a new line\n")

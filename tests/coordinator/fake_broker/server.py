@@ -5,6 +5,7 @@ A file `refuse` in its directory makes it say that 4,096 bytes cannot be written
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -38,7 +39,7 @@ def main(start: m.BrokerStart) -> int:
                 sock.sendall(m.frame(m.BrokerFailed(*me, failure)))
                 m.receive(sock, time.monotonic() + 5)
                 return 1
-            sock.sendall(m.frame(m.Register(m.KIND_BROKER, 2)) + m.frame(m.BrokerReady(*me, session.view.version)))
+            say(sock, m.Register(m.KIND_BROKER, 2), m.BrokerReady(*me, session.view.version))
         if not select.select([sock], [], [], 0.2)[0]:
             continue
         try:
@@ -52,17 +53,23 @@ def main(start: m.BrokerStart) -> int:
         for message in unframer.feed(data):
             if isinstance(message, m.ViewChanged):
                 gone = tuple((p.block, p.topic_id) for p in m.decode_deleting(session.view.deleting) if p.leader == start.broker_id)
-                sock.sendall(m.frame(m.BrokerApplied(*me, session.view.version, gone)))
+                say(sock, m.BrokerApplied(*me, session.view.version, gone))
             elif isinstance(message, m.Trim):
-                sock.sendall(m.frame(m.Trimmed(message.request, max(message.offset, 0))))
+                say(sock, m.Trimmed(message.request, max(message.offset, 0)))
             elif isinstance(message, m.BrokerStop):
                 refused = os.path.exists(os.path.join(marks, "refuse")) and not message.force
-                sock.sendall(m.frame(m.BrokerStopped(*me, 4096 if refused else 0)))
+                say(sock, m.BrokerStopped(*me, 4096 if refused else 0))
                 if not refused:
                     return 0
             elif isinstance(message, m.Failure):
                 print("the coordinator says:", message.message, file=sys.stderr, flush=True)
                 return 1
+
+
+def say(sock: socket.socket, *messages: object) -> None:
+    """The coordinator may be killed at any moment: then the next recv() tells, and whatever was said is said again to its successor."""
+    with contextlib.suppress(OSError):
+        sock.sendall(b"".join(map(m.frame, messages)))
 
 
 def connect(run_dir: str) -> socket.socket:
