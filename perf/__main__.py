@@ -69,11 +69,11 @@ def main(arguments: Sequence[str] | None = None, as_json: bool = False, cluster:
         p.error("--like is a question of its own; leave the others out")
     if (asked.rounds is not None and asked.rounds < 1) or (asked.seconds is not None and asked.seconds <= 0) or asked.limit <= 0:
         p.error("--rounds is at least 1, --seconds and --limit are more than 0")
-    if importlib.util.find_spec("hdrh") is None:
-        print("shmlog: the module hdrh is missing; pip install 'shmlog[bench]' (the peers are in it too, each is optional)", file=sys.stderr)
-        return 1
     from . import report
 
+    if not asked.list and importlib.util.find_spec("hdrh") is None:
+        print("shmlog: the module hdrh is missing; pip install 'shmlog[bench]' (the peers are in it too, each is optional)", file=sys.stderr)
+        return 1
     if asked.report:
         return _report_only(asked, report)
     from . import harness, peers

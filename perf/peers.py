@@ -187,9 +187,7 @@ class _ShmlogReceiver(Receiver):
 
         self._views = peer.views
         more: dict[str, Any] = {"max_partition_fetch_bytes": 8 << 20} if peer.task.batch > 1 else {}
-        self.consumer = c = Consumer(
-            bootstrap_servers=peer.address, wait=peer.task.wait, auto_offset_reset=peer.reset, tether=peer.tether, **more
-        )
+        self.consumer = c = Consumer(bootstrap_servers=peer.address, wait=peer.task.wait, auto_offset_reset=peer.reset, tether=peer.tether, **more)
         c.assign([TopicPartition("bench", p) for p in partitions])
         c.poll(0)
         self.receive_one = c.__next__
@@ -1048,7 +1046,7 @@ class Kafka(Peer):
     def sender(self, channel: int) -> Any:
         from confluent_kafka import Producer
 
-        producer = Producer({"bootstrap.servers": self.address, "acks": "all", "linger.ms": 5 if self.task.batch > 1 else 0})
+        producer = Producer({"bootstrap.servers": self.address, "acks": "all", "log_level": 3, "linger.ms": 5 if self.task.batch > 1 else 0})
         topic = self.id
         producer.list_topics(topic, timeout=30)
 
@@ -1073,7 +1071,9 @@ class Kafka(Peer):
     def receiver(self, channels: list[int]) -> Any:
         from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
-        consumer = Consumer({"bootstrap.servers": self.address, "group.id": self.id, "enable.auto.commit": False, "fetch.wait.max.ms": 10})
+        consumer = Consumer(
+            {"bootstrap.servers": self.address, "log_level": 3, "group.id": self.id, "enable.auto.commit": False, "fetch.wait.max.ms": 10}
+        )
         consumer.assign([TopicPartition(self.id, c, OFFSET_BEGINNING) for c in channels])
         most = 4096 if self.task.batch > 1 or self.task.channels > 1 else 1
 
