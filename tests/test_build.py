@@ -153,6 +153,6 @@ def test_installed_wheel_imports_from_anywhere(wheel: Path, tmp_path: Path) -> N
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     (site / "outer.pth").write_text(f"import sys; sys.path.append({os.path.dirname(os.path.dirname(pytest.__file__))!r})\n")
-    out = run(python, "-c", "import shmlog, shmlog._core as c, shmlog.bench as b; print(*(m.__file__ for m in (shmlog, c, b)), sep='\\n')", cwd=tmp_path)
+    out = run(python, "-c", "import shmlog, shmlog._core as c, shmlog.bench as b; [print(m.__file__) for m in (shmlog, c, b)]", cwd=tmp_path)
     assert all(line.startswith(str(site)) for line in out.splitlines()), out
     assert "multiprocessing.Pipe" in run(python, "-m", "shmlog", "bench", "--list", cwd=tmp_path)
