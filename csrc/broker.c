@@ -1,16 +1,30 @@
 /* A broker's handle: its two threads, its partitions, and what its Python asks of them. All under sl_broker.lock; a partition that a thread works on without
  * it (`writing`, `syncing`) is waited for before it is freed. The threads themselves are spill.c, the memory ring.c. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "broker.h"
 
 /* ---- starting and stopping ---- */
+
+/* How many partitions may have their file open: what RLIMIT_NOFILE leaves beside what this process has open already. */
+static uint32_t files_at_once(void) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return SL_MAX_PARTITIONS;
+    uint64_t used = 0, most = limit.rlim_cur;
+    DIR *d = opendir("/proc/self/fd");
+    while (d && readdir(d)) used++;
+    if (d) closedir(d);
+    uint64_t files = most > used + SL_FDS_SPARE ? (most - used - SL_FDS_SPARE) / SL_FDS_A_PARTITION : 0;
+    return files < 1 ? 1 : files > SL_MAX_PARTITIONS ? SL_MAX_PARTITIONS : (uint32_t)files;
+}
 
 int sl_broker_start(sl_cluster *cluster, const sl_broker_options *options, sl_broker **out) {
     sl_row *row = sl_cluster_row(cluster, options->spill_row);
@@ -31,6 +45,7 @@ int sl_broker_start(sl_cluster *cluster, const sl_broker_options *options, sl_br
         free(b);
         return SL_E_SYS;
     }
+    b->max_open = files_at_once();
     pthread_mutex_init(&b->lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
@@ -124,6 +139,7 @@ static void free_partition(sl_broker *b, sl_bp *p) {
     sl_spill_leave(b, p);
     sl_salvage_close(p);
     if (p->file) sl_file_close(p->file);
+    sl_file_counted(b, p, 0);
     free(p->ring.items);
     free(p->dir);
     free(p);
@@ -156,7 +172,7 @@ static void configure(sl_bp *p, const sl_broker_partition *given) {
 int sl_broker_add(sl_broker *b, const sl_broker_partition *given) {
     sl_partition *words = sl_cluster_partition(b->cluster, given->block);
     sl_waits *waits = sl_cluster_waits(b->cluster, given->block);
-    if (!words || !waits) return SL_E_INVALID;
+    if (!words || !waits || given->missing > given->base_offset) return SL_E_INVALID;
     if (sl_load_acquire(&words->state) != SL_PARTITION_LIVE) return SL_E_DELETED;
     sl_bp *p = calloc(1, sizeof *p);
     if (!p) return SL_E_NOMEM;
@@ -183,12 +199,13 @@ int sl_broker_add(sl_broker *b, const sl_broker_partition *given) {
     if (rc == 0) sl_ring_unused(b, p, first);
     if (rc > 0) rc = SL_OK;
     if (rc == SL_OK && p->dir) {
-        /* The files end at base_offset, and the caller has synced them. Memory may go on beyond; it goes on from there. */
-        p->durable = given->base_offset;
+        /* The files end there, and the caller has synced them. Memory may go on beyond; it goes on from there. */
+        uint64_t files_end = given->base_offset - given->missing;
+        p->durable = files_end;
         p->last_flushed = p->durable;
-        sl_spill_seek(b, p, given->base_offset);
-        rc = sl_log_advance(b->cluster, p->block, SL_WORD_SPILLED, p->leader_epoch, given->base_offset);
-        if (rc == SL_OK) rc = sl_log_advance(b->cluster, p->block, SL_WORD_DURABLE, p->leader_epoch, given->base_offset);
+        sl_spill_seek(b, p, files_end);
+        rc = sl_log_advance(b->cluster, p->block, SL_WORD_SPILLED, p->leader_epoch, files_end);
+        if (rc == SL_OK) rc = sl_log_advance(b->cluster, p->block, SL_WORD_DURABLE, p->leader_epoch, files_end);
     }
     if (rc == SL_OK) {
         p->seen_cur = sl_cur_number(sl_load_acquire(&words->cur));

@@ -11,6 +11,9 @@
 #define SL_RETRY_NS INT64_C(200000000)           /* a disk or a /dev/shm that refused is asked again after this */
 #define SL_RING_BUFFERS 48                       /* SL_DIR_SLOTS and what waits between two states */
 #define SL_EVENTS 256
+#define SL_FDS_A_PARTITION 3                     /* .log, .cells, and the segment it is copied from */
+#define SL_FDS_SPARE 16                          /* for all else that comes and goes: sockets, recovery, mapping a segment */
+#define SL_REST_NS INT64_C(1000000000)           /* a partition without news for this long holds no descriptor */
 #define SL_RAW_BYTES (1u << 20)                   /* a batch */
 #define SL_RAW_ROOM (SL_RAW_BYTES + (64u << 10))   /* and the tail of its last frame */
 #define SL_BATCH_PIECES 4096u
@@ -54,9 +57,12 @@ typedef struct sl_bp {       /* a partition of this broker */
     uint64_t last_flushed;   /* durable when `unsynced_ns` was taken */
     int64_t unsynced_ns;     /* first byte written since the last sync; 0 none */
     int64_t retry_ns;        /* not before */
+    int64_t sync_retry_ns;   /* the same for its syncs */
     int64_t checked_disk_ns;
     uint64_t unchecked_bytes, disk_headroom; /* written since; free above the reserve, when it was checked last */
     uint64_t rewrite_to;     /* a sync failed: the new file replaces all up to here; 0 no rewrite under way */
+    int open;                /* `file` is not resting: counted in n_open */
+    int64_t written_ns;      /* when something was last written to it */
     uint64_t failed_base;    /* the file whose sync failed ... */
     sl_file_reader *failed_reader; /* ... while it is read back */
     int roll_asked, rolling; /* rolling: paused until the sync thread has synced and closed the file */
@@ -100,6 +106,8 @@ struct sl_broker {
     int event_fd;
     sl_bp *partitions;
     uint32_t n_partitions;
+    uint32_t n_open, max_open; /* partitions whose file is open, and how many may be: RLIMIT_NOFILE must do for them all */
+    int64_t said_fds_ns;     /* when running out of descriptors was last news */
     uint32_t n_busy;         /* partitions written in the last second; counted once a pass */
     uint64_t idle_bytes;     /* memory of the others */
     sl_buffers pool, limbo;
@@ -143,6 +151,7 @@ void sl_segment_file_name(char *to, size_t room, uint64_t base, uint32_t leader_
 void *sl_spill_main(void *broker);
 void *sl_sync_main(void *broker);
 void sl_roll_now(sl_broker *b, sl_bp *p);
+void sl_file_counted(sl_broker *b, sl_bp *p, int open); /* after p->file was opened or closed */
 void sl_broker_say(sl_broker *b, uint32_t kind, uint32_t block, int code, int saved_errno, uint64_t offset, uint64_t count, const char *what, ...)
     __attribute__((format(printf, 8, 9)));
 void sl_storage_update(sl_broker *b, sl_bp *p);   /* the worse of disk and ring, into the partition's words; says so and wakes when it changed */

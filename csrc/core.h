@@ -35,6 +35,7 @@
 #define SL_E_GONE (-24)        /* the cluster is down or going down */
 #define SL_E_BEHIND (-25)      /* timed out because the disk is slower than the producers */
 #define SL_E_FORKED (-26)
+#define SL_E_LOST (-27)        /* a LOST frame: records that were damaged or gone when they were to be copied */
 
 const char *sl_strerror(int code);
 int sl_last_errno(void);               /* of this thread's last SL_E_SYS / SL_E_IO / SL_E_SHM_FULL */
@@ -184,8 +185,10 @@ int sl_reader_open_files(const char *dir, sl_reader **out);
 void sl_reader_close(sl_reader *reader);   /* leased memory stays until released */
 int sl_reader_seek(sl_reader *reader, uint64_t offset);
 uint64_t sl_reader_position(sl_reader *reader);
+/* After a poll said SL_E_CORRUPT: where to seek to go on behind what is damaged or lost; position + 1 if nothing says how far that goes. */
+uint64_t sl_reader_damage_end(sl_reader *reader);
 /* Up to max_views records of up to about max_bytes (at least one record). Returns how many (0: at the end), or SL_E_RANGE (position below log start or beyond
- * the end), SL_E_CORRUPT (reader->position names it; seek past it), SL_E_DELETED, SL_E_IO. Views are valid until the next poll, seek, done or close, unless
+ * the end), SL_E_CORRUPT (the position names it; seek to sl_reader_damage_end() to go on), SL_E_DELETED, SL_E_IO. Views are valid until the next poll, seek, done or close, unless
  * leased. Never waits. verify_crc: check the producers' and the file's CRCs. A row has one poll pin: call sl_reader_done() before another reader of the row. */
 int64_t sl_reader_poll(sl_reader *reader, sl_view *views, size_t max_views, uint64_t max_bytes, int verify_crc);
 void sl_reader_done(sl_reader *reader);    /* clears the poll pin: call before sleeping or leaving poll() without a lease */
@@ -249,19 +252,28 @@ int sl_file_create(const char *dir, uint64_t base_offset, uint32_t leader_epoch,
  * the call counts (the file is cut back) and SL_E_DISK_FULL / SL_E_IO is returned. */
 typedef struct sl_file_piece { const uint8_t *frame; uint32_t frame_bytes; uint32_t rel; uint32_t crc32c; uint16_t count; uint8_t type; uint8_t flags; } sl_file_piece;
 int sl_file_append(sl_file *file, const sl_file_piece *pieces, size_t n, uint64_t end_offset);
-int sl_file_sync(sl_file *file);           /* fdatasync of both; safe from another thread than the writer's. Once it failed, always SL_E_IO; append too */
+/* fdatasync of both files, at first of their names too; safe from another thread than the writer's. Once it failed (SL_E_IO), always; append too.
+ * SL_E_SYS: no descriptor was to be had, nothing has happened. */
+int sl_file_sync(sl_file *file);
+int sl_file_rest(sl_file *file);           /* the writer, while nobody syncs: closes the descriptors until the next append. SL_E_AGAIN: not all is synced */
+int sl_file_resting(sl_file *file);
+int sl_file_wake(sl_file *file);           /* opens them again, as append does. SL_E_SYS (no descriptor): try again; SL_E_IO: it is not the same file any more */
+/* Moves a synced file into another directory of the same file system, over what bears its names there, in an order that a kill between any two steps leaves
+ * either file whole: .log, fsync of the directory, .cells, fsync. A .log beside the table of the other one is readable and recovers as a whole. */
+int sl_file_install(sl_file *file, const char *from_dir, const char *to_dir);
 uint64_t sl_file_bytes(sl_file *file);
 uint64_t sl_file_end_offset(sl_file *file);
 uint64_t sl_file_base_offset(sl_file *file);
 int sl_file_close(sl_file *file);          /* writes nothing more; does not sync */
 /* Opens the last file of a directory for recovery: walks from the last whole cell page below the mark of the last sync, cuts after the last valid frame (or at
  * cut_offset if lower; UINT64_MAX: none), returns the end offset; both files are synced then. What is damaged below the mark is kept (a reader reports it), for what follows
- * it was durable. Idempotent under kill. *cut_bytes what was cut. A file that died while it was made holds nothing: it is removed, the result is its base. */
-int64_t sl_file_recover(const char *dir, const char *log_name, uint64_t cut_offset, uint64_t *cut_bytes);
+ * it was durable. durable_offset: another witness says that all below it was synced; there large payloads are believed though the cell that
+ * vouches for them is gone. Idempotent under kill. *cut_bytes what was cut. A file that died while it was made holds nothing: it is removed, the result is its base. */
+int64_t sl_file_recover(const char *dir, const char *log_name, uint64_t cut_offset, uint64_t durable_offset, uint64_t *cut_bytes);
 /* Cheap facts of one file from its headers and last cells (no scan): base, end, first/last timestamps, bytes. */
 typedef struct sl_file_facts { uint64_t base_offset, end_offset, log_bytes, cells; int64_t max_timestamp_ns, made_ns; uint32_t leader_epoch, flags, disk_version, partition; uint8_t topic_id[16]; } sl_file_facts;
 int sl_file_inspect(const char *dir, const char *log_name, sl_file_facts *out);
-/* Walks a whole .log checking every frame and its cell: calls nothing; fills up to max_problems. Returns the number of frames, *problems how many problems. */
+/* Walks a whole .log checking every frame and its cell; LOST frames are problems too (SL_E_LOST): their records are missing. Fills up to max_problems. Returns the number of frames, *problems how many problems. */
 typedef struct sl_file_problem { uint64_t position; int64_t offset; int32_t code; char what[100]; } sl_file_problem;
 int64_t sl_file_verify(const char *dir, const char *log_name, sl_file_problem *problems_out, size_t max_problems, size_t *problems);
 
@@ -286,6 +298,7 @@ typedef struct sl_broker_partition {
     uint32_t block;
     uint32_t leader_epoch;
     uint64_t base_offset;         /* recovered end offset: where the log goes on if memory holds nothing */
+    uint64_t missing;             /* so many offsets below it are in no file although they were durable: written as LOST first */
     uint64_t file_roll_bytes;     /* segment.bytes */
     int64_t  flush_ns;            /* flush.ms */
     uint64_t flush_messages;

@@ -10,7 +10,7 @@
  *
  * Order of writes: frames, then their cells; on failure both are cut back, so a cell never names what is not in the .log unless the machine
  * died. A sync writes the mark between the fdatasync of the .log and that of the .cells: below the mark recovery believes, above it
- * every frame must prove itself. Damage below the mark is kept in place, a hole that readers report, because what follows it was
+ * every frame must prove itself. Making a file syncs nothing; its first sync also syncs its names. Damage below the mark is kept in place, a hole that readers report, because what follows it was
  * promised. Nothing is mapped: a bad sector is a code, not a SIGBUS.
  *
  * Here: writing. Looking up and reading is file_read.c, recovery and verification file_recover.c, what they share file.h and file_io.c. */
@@ -36,7 +36,11 @@
 /* ---- writing --------------------------------------------------------------------------------------------------------------------------- */
 
 struct sl_file {
-    int log_fd, cells_fd;
+    int log_fd, cells_fd;             /* -1 both while it rests: the writer's, between appends */
+    char *dir;
+    sl_file_header header;            /* of the .log; finds a file of that name that is another */
+    uint64_t synced_bytes;            /* log_bytes when the last sync returned 0; 0 none has */
+    int named;                        /* its names were synced */
     uint64_t base_offset;
     uint32_t leader_epoch;
     int failed;                       /* a sync or a cut failed: nobody knows what is on disk any more */
@@ -56,6 +60,7 @@ static void free_file(sl_file *file) {
     sl_close_fd(&file->cells_fd);
     pthread_mutex_destroy(&file->state);
     pthread_mutex_destroy(&file->sync);
+    free(file->dir);
     free(file);
 }
 
@@ -75,12 +80,17 @@ int sl_file_create(const char *dir, uint64_t base_offset, uint32_t leader_epoch,
     file->max_timestamp_ns = SL_NO_TIMESTAMP;
     pthread_mutex_init(&file->state, NULL);
     pthread_mutex_init(&file->sync, NULL);
+    if (!(file->dir = strdup(dir))) {
+        free_file(file);
+        return SL_E_NOMEM;
+    }
 
     sl_file_header h = {.magic = SL_FILE_MAGIC, .disk_version = SL_DISK_VERSION, .partition = partition, .leader_epoch = leader_epoch,
                         .base_offset = base_offset, .made_ns = sl_wall_ns()};
     memcpy(h.topic_id, topic_id, 16);
     memcpy(h.cluster_id, cluster_id, 16);
     sl_file_seal_header(&h);
+    file->header = h;
 
     int made_log = 0, made_cells = 0;
     int dir_fd = sl_open_directory(dir), code;
@@ -100,18 +110,14 @@ int sl_file_create(const char *dir, uint64_t base_offset, uint32_t leader_epoch,
     if ((code = sl_cells_header_write(file->cells_fd, &h)) != SL_OK) goto failed;
     if ((code = sl_write_at(file->log_fd, &h, sizeof h, 0)) != SL_OK) goto failed;
     SL_FAILPOINT(file_create_headers);
-    if (fdatasync(file->cells_fd) != 0 || fdatasync(file->log_fd) != 0 || fsync(dir_fd) != 0) {
-        code = sl_io_code();
-        goto failed;
-    }
-    SL_FAILPOINT(file_create_synced);
+    /* No sync: this is the spill thread, and nothing in the file is durable before the first sl_file_sync(). */
     close(dir_fd);
     *out = file;
     return SL_OK;
 
 failed:
-    if (made_log) unlinkat(dir_fd, log_name, 0);
-    if (made_cells) unlinkat(dir_fd, cells_name, 0);
+    if (made_log) sl_remove_below(dir_fd, log_name);
+    if (made_cells) sl_remove_below(dir_fd, cells_name);
     close(dir_fd);
     free_file(file);
     return code;
@@ -138,6 +144,7 @@ static int write_pieces(int fd, struct iovec *iov, size_t n, uint64_t position) 
         if (done < 0 && errno == EINTR) continue;
         if (done <= 0) return done ? sl_io_code() : SL_E_IO;
         position += (uint64_t)done;
+        SL_FAILPOINT(file_step);
         size_t left = (size_t)done;
         while (n && left >= iov->iov_len) {
             left -= iov->iov_len;
@@ -208,10 +215,45 @@ static int write_cells(sl_file *file, const sl_file_piece *pieces, size_t n) {
     return SL_OK;
 }
 
+int sl_file_rest(sl_file *file) {
+    if (file->log_fd < 0) return SL_OK;
+    if (file->synced_bytes != file->log_bytes || sl_load_relaxed(&file->failed)) return SL_E_AGAIN; /* a new descriptor may not be told of a failed write */
+    sl_close_fd(&file->log_fd);
+    sl_close_fd(&file->cells_fd);
+    return SL_OK;
+}
+
+int sl_file_resting(sl_file *file) { return file->log_fd < 0; }
+
+int sl_file_wake(sl_file *file) {
+    if (file->log_fd >= 0) return SL_OK;
+    char log_name[SL_NAME_BYTES], cells_name[SL_NAME_BYTES];
+    sl_file_header h;
+    uint64_t log_bytes, cells_bytes;
+    sl_file_make_name(log_name, file->base_offset, file->leader_epoch, "log");
+    sl_file_make_name(cells_name, file->base_offset, file->leader_epoch, "cells");
+    int dir_fd = sl_open_directory(file->dir), code = dir_fd;
+    if (code >= 0) code = file->log_fd = sl_open_below(dir_fd, log_name, O_RDWR);
+    if (code >= 0) code = file->cells_fd = sl_open_below(dir_fd, cells_name, O_RDWR);
+    if (dir_fd >= 0) close(dir_fd);
+    if (code >= 0) code = sl_file_read_header(file->log_fd, SL_FILE_MAGIC, file->base_offset, file->leader_epoch, &h);
+    if (code == SL_OK) code = sl_size_of(file->log_fd, &log_bytes);
+    if (code == SL_OK) code = sl_size_of(file->cells_fd, &cells_bytes);
+    if (code == SL_OK && (memcmp(&h, &file->header, sizeof h) != 0 || log_bytes != file->log_bytes || cells_bytes != sl_cell_position(file->cells)))
+        code = SL_E_DAMAGED;
+    if (code == SL_OK) return SL_OK;
+    sl_close_fd(&file->log_fd);
+    sl_close_fd(&file->cells_fd);
+    if (code == SL_E_SYS || code == SL_E_NOMEM) return code;
+    sl_store_relaxed(&file->failed, 1); /* somebody removed, cut or replaced it */
+    return SL_E_IO;
+}
+
 int sl_file_append(sl_file *file, const sl_file_piece *pieces, size_t n, uint64_t end_offset) {
     if (sl_load_relaxed(&file->failed)) return SL_E_IO;
     int code = check_pieces(file, pieces, n, end_offset);
     if (code != SL_OK || n == 0) return code;
+    if ((code = sl_file_wake(file)) != SL_OK) return code;
     uint64_t position = file->log_bytes;
     int64_t max_timestamp_ns = file->max_timestamp_ns;
     uint32_t page_crc = file->page_crc;
@@ -223,7 +265,7 @@ int sl_file_append(sl_file *file, const sl_file_piece *pieces, size_t n, uint64_
         file->max_timestamp_ns = max_timestamp_ns;
         file->page_crc = page_crc;
         /* Cells first, so that none names a frame that is gone. */
-        if (ftruncate(file->cells_fd, (off_t)sl_cell_position(file->cells)) != 0 || ftruncate(file->log_fd, (off_t)file->log_bytes) != 0) {
+        if (sl_cut_at(file->cells_fd, sl_cell_position(file->cells)) != SL_OK || sl_cut_at(file->log_fd, file->log_bytes) != SL_OK) {
             sl_store_relaxed(&file->failed, 1);
             code = SL_E_IO;
         }
@@ -238,6 +280,17 @@ int sl_file_append(sl_file *file, const sl_file_piece *pieces, size_t n, uint64_
     return SL_OK;
 }
 
+/* The names of both files, and of their directory: without them nothing in it is durable. */
+static int sync_names(sl_file *file) {
+    int dir_fd = sl_open_directory(file->dir);
+    if (dir_fd < 0) return dir_fd;
+    int parent_fd = openat(dir_fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int code = parent_fd >= 0 && fsync(dir_fd) == 0 && fsync(parent_fd) == 0 ? SL_OK : sl_code_of_errno();
+    sl_close_fd(&parent_fd);
+    close(dir_fd);
+    return code;
+}
+
 int sl_file_sync(sl_file *file) {
     sl_file_mark mark;
     int code = SL_OK;
@@ -249,7 +302,17 @@ int sl_file_sync(sl_file *file) {
     pthread_mutex_lock(&file->state);
     sl_mark_make(&mark, file->log_bytes, file->end_offset, file->cells);
     pthread_mutex_unlock(&file->state);
-    if (fdatasync(file->log_fd) != 0) code = sl_io_code();
+    if (file->synced_bytes == mark.log_bytes) { /* it may be resting */
+        pthread_mutex_unlock(&file->sync);
+        return SL_OK;
+    }
+    if (!file->named && (code = sync_names(file)) == SL_E_SYS) { /* no descriptor, say: nothing was asked of the data yet, try again */
+        pthread_mutex_unlock(&file->sync);
+        return code;
+    }
+    file->named = code == SL_OK;
+    SL_FAILPOINT(file_sync_names);
+    if (code == SL_OK && fdatasync(file->log_fd) != 0) code = sl_io_code();
     SL_FAILPOINT(file_sync_log);
     if (code == SL_OK) code = sl_write_at(file->cells_fd, &mark, sizeof mark, SL_FILE_MARK_POSITION);
     SL_FAILPOINT(file_sync_mark);
@@ -258,8 +321,34 @@ int sl_file_sync(sl_file *file) {
         /* The kernel has dropped or marked clean the pages it could not write: a second fdatasync would say 0 and mean nothing. */
         sl_store_relaxed(&file->failed, 1);
         code = SL_E_IO;
-    }
+    } else file->synced_bytes = mark.log_bytes;
     pthread_mutex_unlock(&file->sync);
+    return code;
+}
+
+int sl_file_install(sl_file *file, const char *from_dir, const char *to_dir) {
+    char name[SL_NAME_BYTES];
+    int from = sl_open_directory(from_dir);
+    if (from < 0) return from;
+    int to = sl_open_directory(to_dir), code = to < 0 ? to : SL_OK;
+    /* Until its own table follows the new .log stands beside the old one's, which is known by its header not to belong. The other way round the new
+     * table, with its mark, would vouch for the bytes of a file whose sync failed. */
+    for (int i = 0; code == SL_OK && i < 2; i++) {
+        sl_file_make_name(name, file->base_offset, file->leader_epoch, i ? "cells" : "log");
+        if (renameat(from, name, to, name) != 0) code = sl_io_code();
+        SL_FAILPOINT(file_install_renamed);
+        SL_FAILPOINT(file_step);
+        if (code == SL_OK && fsync(to) != 0) code = sl_io_code();
+        SL_FAILPOINT(file_install_synced);
+    }
+    char *dir = code == SL_OK ? strdup(to_dir) : NULL;
+    if (code == SL_OK && !dir) code = SL_E_NOMEM;
+    if (code == SL_OK) {
+        free(file->dir);
+        file->dir = dir;
+    }
+    if (to >= 0) close(to);
+    close(from);
     return code;
 }
 

@@ -18,6 +18,8 @@ int sl_code_of_errno(void);
 int sl_io_code(void);
 int64_t sl_read_at(int fd, void *to, uint64_t bytes, uint64_t position);   /* bytes read, fewer only at the end of the file; or SL_E_IO */
 int sl_write_at(int fd, const void *from, uint64_t bytes, uint64_t position);
+int sl_cut_at(int fd, uint64_t bytes);
+int sl_remove_below(int dir_fd, const char *name);
 int sl_size_of(int fd, uint64_t *bytes);
 void sl_close_fd(int *fd);
 int sl_open_directory(const char *dir);
@@ -34,6 +36,8 @@ void sl_footer_make(sl_file_cell_footer *f, uint32_t crc_of_cells, int64_t max_t
 int sl_footer_ok(const uint8_t *page, sl_file_cell_footer *f);
 void sl_mark_make(sl_file_mark *m, uint64_t log_bytes, uint64_t end_offset, uint64_t cells);
 sl_file_cell sl_cell_of_frame(const uint8_t *frame, uint32_t frame_bytes, uint64_t rel, uint64_t position);
+/* Whether a .cells with this (right) header was made for the .log with that one: all but magic and CRC is the same, the time of making too. */
+int sl_cells_belong(const sl_file_header *cells_header, const sl_file_header *log_header);
 int sl_cells_header_write(int fd, const sl_file_header *log_header);   /* the whole header page, without a mark */
 
 /* A window over a file that is read forward in large pieces. */

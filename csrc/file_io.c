@@ -50,6 +50,7 @@ int sl_write_at(int fd, const void *from, uint64_t bytes, uint64_t position) {
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return n ? sl_io_code() : SL_E_IO;
         done += (uint64_t)n;
+        SL_FAILPOINT(file_step);
     }
     return SL_OK;
 }
@@ -58,6 +59,18 @@ int sl_size_of(int fd, uint64_t *bytes) {
     struct stat s;
     if (fstat(fd, &s) != 0) return sl_io_code();
     *bytes = s.st_size < 0 ? 0 : (uint64_t)s.st_size;
+    return SL_OK;
+}
+
+int sl_cut_at(int fd, uint64_t bytes) {
+    if (ftruncate(fd, (off_t)bytes) != 0) return sl_io_code();
+    SL_FAILPOINT(file_step);
+    return SL_OK;
+}
+
+int sl_remove_below(int dir_fd, const char *name) {
+    if (unlinkat(dir_fd, name, 0) != 0) return sl_code_of_errno();
+    SL_FAILPOINT(file_step);
     return SL_OK;
 }
 
@@ -73,6 +86,7 @@ int sl_open_directory(const char *dir) {
 
 int sl_open_below(int dir_fd, const char *name, int flags) {
     int fd = openat(dir_fd, name, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (flags & O_CREAT) SL_FAILPOINT(file_step);
     return fd >= 0 ? fd : sl_code_of_errno();
 }
 
@@ -165,6 +179,10 @@ sl_file_cell sl_cell_of_frame(const uint8_t *frame, uint32_t frame_bytes, uint64
         .count = rows <= SL_CELL_MAX_COUNT ? (uint16_t)rows : 0, /* as in memory */
         .type = (flags & SL_FF_KIND_MASK) == SL_FF_CONTROL ? SL_CELL_CONTROL : SL_CELL_DATA,
     };
+}
+
+int sl_cells_belong(const sl_file_header *cells_header, const sl_file_header *log_header) {
+    return memcmp((const uint8_t *)cells_header + 8, (const uint8_t *)log_header + 8, HEADER_CRC_POSITION - 8) == 0;
 }
 
 int sl_cells_header_write(int fd, const sl_file_header *log_header) {

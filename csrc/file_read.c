@@ -115,7 +115,7 @@ int sl_file_reader_open(const char *dir, const char *log_name, sl_file_reader **
     sl_file_header h;
     r->walking = r->cells.fd < 0 || sl_file_read_header(r->cells.fd, SL_CELLS_MAGIC, base_offset, leader_epoch, &h) != SL_OK
         || sl_size_of(r->cells.fd, &cells_bytes) != SL_OK || cells_bytes < SL_CELL_PAGE_BYTES
-        || memcmp(h.topic_id, r->header.topic_id, 16) != 0;
+        || !sl_cells_belong(&h, &r->header);
     if (r->walking && r->header.flags & SL_FILE_COMPACTED) {
         code = SL_E_DAMAGED;
         goto failed;

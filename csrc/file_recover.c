@@ -28,6 +28,7 @@ typedef struct recovery {
     sl_file_header header;
     sl_file_mark mark;                /* cells 0: none */
     uint64_t cut_rel;                 /* frames that end beyond it go */
+    uint64_t durable_rel;             /* frames that end below it were synced, whatever became of the table */
     int table_there;                  /* the .cells had a right header */
     /* where we are */
     uint64_t index, position, rel;
@@ -156,9 +157,9 @@ static int recovery_walk(recovery *r) {
             int agrees = code && old.rel == cell.rel && old.unit == cell.unit;
             if (agrees && old.crc32c == cell.crc32c) cell.flags = old.flags;
             else if (!covers_itself(frame)) {
-                /* A large payload whose only witness is the cell. No table at all: somebody removed it, and the header's CRC must do. */
+                /* A large payload whose only witness is the cell. If that is gone, the header's CRC must do where all was synced. */
                 if (agrees) right = 0;
-                else if (r->table_there && !below_mark) right = 0;
+                else if (!below_mark && r->rel + sl_frame_rows(frame) > r->durable_rel) right = 0;
             }
         }
         if (!right) {
@@ -184,13 +185,13 @@ static int recovery_finish(recovery *r, uint64_t cells_bytes) {
     sl_file_mark mark, old;
     int code;
     SL_FAILPOINT(file_recover_walked);
-    if (r->log.size != r->position && ftruncate(r->log.fd, (off_t)r->position) != 0) return sl_io_code();
+    if (r->log.size != r->position && (code = sl_cut_at(r->log.fd, r->position)) != SL_OK) return code;
     SL_FAILPOINT(file_recover_cut);
     if (fdatasync(r->log.fd) != 0) return sl_io_code();
     uint64_t partial = r->index % SL_CELLS_PER_PAGE * sizeof(sl_file_cell);
     if (partial && (code = recovery_write_page(r, r->index / SL_CELLS_PER_PAGE, partial)) != SL_OK) return code;
     SL_FAILPOINT(file_recover_cells);
-    if (cells_bytes != sl_cell_position(r->index) && ftruncate(r->cells.fd, (off_t)sl_cell_position(r->index)) != 0) return sl_io_code();
+    if (cells_bytes != sl_cell_position(r->index) && (code = sl_cut_at(r->cells.fd, sl_cell_position(r->index))) != SL_OK) return code;
     if (!r->table_there) {
         /* A header says that what the table does not prove is to be cut: it comes last, when all cells are on disk. */
         if (fdatasync(r->cells.fd) != 0) return sl_io_code();
@@ -225,7 +226,21 @@ static int recovery_compacted(recovery *r) {
     return sl_align64(r->position + frame_bytes) == r->log.size ? SL_OK : SL_E_DAMAGED;
 }
 
-static int64_t recover(recovery *r, int dir_fd, const char *log_name, uint64_t cut_offset, uint64_t *cut_bytes) {
+/* The header of the .log is wrong. Zeros, and no mark beside it: a power cut came before the first sync, and its first page did not reach the disk. */
+static int never_synced(recovery *r, int dir_fd, const char *cells_name) {
+    static const sl_file_header zeros;
+    sl_file_header h;
+    sl_file_mark mark;
+    if (sl_read_at(r->log.fd, &h, sizeof h, 0) != sizeof h || memcmp(&h, &zeros, sizeof h) != 0) return 0;
+    int fd = sl_open_below(dir_fd, cells_name, O_RDONLY);
+    if (fd < 0) return fd == SL_E_NOENT;
+    int64_t n = sl_read_at(fd, &mark, sizeof mark, SL_FILE_MARK_POSITION);
+    close(fd);
+    return n >= 0 && !(n == sizeof mark && mark.crc32c == sl_crc32c(0, &mark, offsetof(sl_file_mark, crc32c)) && mark.cells);
+}
+
+static int64_t recover(recovery *r, int dir_fd, const char *log_name, uint64_t cut_offset, uint64_t durable_offset,
+                       uint64_t *cut_bytes) {
     uint64_t base_offset, cells_bytes;
     uint32_t leader_epoch;
     char cells_name[SL_NAME_BYTES];
@@ -235,17 +250,19 @@ static int64_t recover(recovery *r, int dir_fd, const char *log_name, uint64_t c
     if (code < 0) return code;
     if ((code = sl_size_of(r->log.fd, &r->log.size)) != SL_OK) return code;
     code = sl_file_read_header(r->log.fd, SL_FILE_MAGIC, base_offset, leader_epoch, &r->header);
+    if (code == SL_E_DAMAGED && never_synced(r, dir_fd, cells_name)) code = SL_E_HALFMADE;
     if (code == SL_E_HALFMADE) {
-        /* Frames come only after a synced header: nothing was ever in it. The .log goes last, for it is what names both. */
-        if (unlinkat(dir_fd, cells_name, 0) != 0 && errno != ENOENT) return sl_code_of_errno();
+        /* Nothing in it was ever synced. The .log goes last, for it is what names both. */
+        if ((code = sl_remove_below(dir_fd, cells_name)) != SL_OK && code != SL_E_NOENT) return code;
         SL_FAILPOINT(file_recover_remove);
-        if (unlinkat(dir_fd, log_name, 0) != 0) return sl_code_of_errno();
+        if ((code = sl_remove_below(dir_fd, log_name)) != SL_OK) return code;
         if (fsync(dir_fd) != 0) return sl_io_code();
         *cut_bytes = r->log.size;
         return (int64_t)base_offset;
     }
     if (code != SL_OK) return code;
     r->cut_rel = cut_offset < base_offset ? 0 : cut_offset - base_offset;
+    r->durable_rel = durable_offset < base_offset ? 0 : durable_offset - base_offset;
 
     code = r->cells.fd = sl_open_below(dir_fd, cells_name, O_RDWR);
     if (code == SL_E_NOENT && !(r->header.flags & SL_FILE_COMPACTED)) {
@@ -257,7 +274,7 @@ static int64_t recover(recovery *r, int dir_fd, const char *log_name, uint64_t c
     sl_file_header h;
     code = sl_file_read_header(r->cells.fd, SL_CELLS_MAGIC, base_offset, leader_epoch, &h);
     if (code == SL_E_IO || code == SL_E_VERSION) return code;
-    r->table_there = code == SL_OK && cells_bytes >= SL_CELL_PAGE_BYTES && memcmp(h.topic_id, r->header.topic_id, 16) == 0;
+    r->table_there = code == SL_OK && cells_bytes >= SL_CELL_PAGE_BYTES && sl_cells_belong(&h, &r->header);
     r->cells.page = UINT64_MAX;
     if (r->table_there) {
         r->cells.count = sl_cells_in(cells_bytes);
@@ -278,7 +295,7 @@ static int64_t recover(recovery *r, int dir_fd, const char *log_name, uint64_t c
     return (int64_t)(base_offset + r->rel);
 }
 
-int64_t sl_file_recover(const char *dir, const char *log_name, uint64_t cut_offset, uint64_t *cut_bytes) {
+int64_t sl_file_recover(const char *dir, const char *log_name, uint64_t cut_offset, uint64_t durable_offset, uint64_t *cut_bytes) {
     uint64_t ignored;
     if (!cut_bytes) cut_bytes = &ignored;
     *cut_bytes = 0;
@@ -288,7 +305,7 @@ int64_t sl_file_recover(const char *dir, const char *log_name, uint64_t cut_offs
     int dir_fd = sl_open_directory(dir);
     int64_t result = dir_fd;
     if (dir_fd >= 0) {
-        result = recover(r, dir_fd, log_name, cut_offset, cut_bytes);
+        result = recover(r, dir_fd, log_name, cut_offset, durable_offset, cut_bytes);
         close(dir_fd);
     }
     sl_scan_close(&r->log);
@@ -358,6 +375,10 @@ int64_t sl_file_verify(const char *dir, const char *log_name, sl_file_problem *p
                                  || made.crc32c != cell.crc32c)) {
                 complain(&p, position, base + rel, SL_E_DAMAGED, "cell %llu does not match its frame", (unsigned long long)index);
             }
+            uint16_t flags;
+            memcpy(&flags, frame + offsetof(sl_frame, flags), 2);
+            if ((flags & SL_FF_KIND_MASK) == SL_FF_CONTROL && flags & SL_FF_LOST) /* the file is right, the log is not whole */
+                complain(&p, position, base + rel, SL_E_LOST, "%u records from here on were found damaged or missing before", sl_frame_rows(frame));
             int64_t ns = sl_frame_max_timestamp_ns(frame);
             if (ns > max_ns) max_ns = ns;
             rel += sl_frame_rows(frame);

@@ -44,6 +44,7 @@ struct sl_reader {
     size_t cells_used, cell_at; /* frames in `buffer` still to be shown: cells[cell_at .. cells_used) */
     sl_file_cell *cells;
     buffer *buffer;
+    uint64_t damage_end;        /* behind the damage at `position` that the last poll found; <= position: unknown */
     int from_memory;            /* where the last views point */
 };
 
@@ -142,6 +143,7 @@ int sl_reader_seek(sl_reader *r, uint64_t offset) {
     return SL_OK;
 }
 uint64_t sl_reader_position(sl_reader *r) { return r->position; }
+uint64_t sl_reader_damage_end(sl_reader *r) { return r->damage_end > r->position ? r->damage_end : r->position + 1; }
 void sl_reader_done(sl_reader *r) { if (r->cluster && sl_cluster_check(r->cluster) == SL_OK) unpin(r); }
 
 /* ---- memory ---- */
@@ -368,6 +370,7 @@ static int64_t poll_memory(sl_reader *r, budget *b) {
             r->rel += count;
             continue;
         }
+        r->damage_end = offset + count; /* if it is damaged; the cell is trusted to say so much */
         uint32_t unit = sl_cell_unit(w), from_row = (uint32_t)(r->position - offset);
         if (unit >= r->map->arena_units) return b->used ? (int64_t)b->used : SL_E_CORRUPT;
         const uint8_t *frame = r->map->arena + (uint64_t)unit * SL_UNIT_BYTES;
@@ -422,7 +425,10 @@ static int64_t poll_file(sl_reader *r, uint64_t end, budget *b) {
             if (c->type == SL_CELL_CONTROL) {
                 uint16_t flags;
                 memcpy(&flags, frame + offsetof(sl_frame, flags), 2);
-                if (flags & SL_FF_LOST) return b->used ? (int64_t)b->used : SL_E_CORRUPT;
+                if (flags & SL_FF_LOST) {
+                    r->damage_end = offset + count;
+                    return b->used ? (int64_t)b->used : SL_E_CORRUPT;
+                }
                 r->position = offset + count;
                 r->cell_at++;
                 continue;
@@ -459,6 +465,11 @@ static int64_t poll_file(sl_reader *r, uint64_t end, budget *b) {
             n = sl_file_reader_fill(r->file, (uint64_t)index, end, b->verify_crc, r->buffer->bytes, r->buffer->capacity, r->cells, FILE_CELLS, &needed);
             if (n != SL_E_TOO_BIG || needed <= r->buffer->capacity) break;
             capacity = needed;
+        }
+        if (n == SL_E_CORRUPT) {
+            sl_file_cell next;
+            r->damage_end = 0;
+            if (sl_file_reader_cell(r->file, (uint64_t)index + 1, end, &next) == SL_OK) r->damage_end = sl_file_reader_header(r->file)->base_offset + next.rel;
         }
         if (n <= 0) return n;
         r->file_index = (uint64_t)index;
@@ -735,7 +746,7 @@ int64_t sl_reader_offset_for_time(sl_reader *r, int64_t timestamp_ns, int64_t *f
     sl_view views[64];
     for (;;) {
         int64_t n = sl_reader_poll(r, views, 64, UINT64_MAX, 0);
-        if (n == SL_E_CORRUPT) { sl_reader_seek(r, r->position + 1); continue; }
+        if (n == SL_E_CORRUPT) { sl_reader_seek(r, sl_reader_damage_end(r)); continue; }
         if (n == 0 || n == SL_E_RANGE) break;
         if (n < 0) { result = n; break; }
         for (int64_t i = 0; i < n && result < 0; i++)

@@ -8,7 +8,7 @@
  *
  * `durable` moves when fdatasync returned 0, for all that had been written when it was called (group commit). A failed fdatasync is never repeated on
  * the same file: the kernel may have dropped the pages and forgotten. What lies between durable and spilled is written anew, from memory, into
- * <dir>/rewrite/, synced there, and renamed into place in one step per name; its base is the durable offset, and of two files that hold an offset the
+ * <dir>/rewrite/, synced there, and renamed into place, the .log first; its base is the durable offset, and of two files that hold an offset the
  * one with the higher base counts. What is no longer in memory is read back from the failed file where its CRCs still prove it, and becomes a LOST frame
  * where they do not: a gap with a name, never silence.
  *
@@ -21,7 +21,7 @@
  *   sync_wanted = 0              a waiter sleeps, and nobody will sync for it -> sl_broker_add() declares what recovery synced, and wakes it
  *   storage_*                    stale -> overwritten at the first look
  *   rewrite/                     half written -> recovery deletes it; the failed file still stands, its tail is checked frame by frame
- *   rewrite/ renamed .cells only -> .cells without .log: recovery deletes it (a cell table is derivable)
+ *   rewrite/ renamed .log only   -> its table is missing or is the failed file's, which does not belong: recovery makes it again from the synced .log
  *
  * Threads: both block all signals and never touch Python. sl_broker.lock covers everything but file I/O; a partition whose `writing` or `syncing` is set
  * may not be freed and its file not closed by anybody else. The callers of sl_broker_*() use the spill row too, under the lock.
@@ -34,6 +34,7 @@
 #include <stdarg.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <time.h>
@@ -112,36 +113,74 @@ static int rewrite_dir(const sl_bp *p, char path[PATH_MAX]) { return snprintf(pa
 static void remove_rewrite(const sl_bp *p, uint64_t base) {
     char dir[PATH_MAX], path[PATH_MAX + 80], name[64];
     if (rewrite_dir(p, dir) < 0) return;
-    for (int i = 0; i < 2; i++) {
-        sl_segment_file_name(name, sizeof name, base, p->leader_epoch, i ? "cells" : "log");
+    for (int i = 0; i < 2; i++) { /* the .log last: a table alone in there is what an install left over */
+        sl_segment_file_name(name, sizeof name, base, p->leader_epoch, i ? "log" : "cells");
         snprintf(path, sizeof path, "%s/%s", dir, name);
         unlink(path);
     }
     rmdir(dir);
 }
 
-static int sync_dir(const char *path) {
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) { sl_set_errno(errno); return SL_E_IO; }
-    int rc = fsync(fd) < 0 ? SL_E_IO : SL_OK;
-    if (rc < 0) sl_set_errno(errno);
-    close(fd);
+/* The rewritten file is whole and synced: its names replace those of the failed one. */
+static int install_rewrite(const sl_bp *p, sl_file *file) {
+    char dir[PATH_MAX];
+    int rc = rewrite_dir(p, dir);
+    if (rc == SL_OK) rc = sl_file_install(file, dir, p->dir);
+    if (rc == SL_OK) rmdir(dir);
     return rc;
 }
 
-/* The rewritten file is whole and synced: its names replace those of the failed one. Cells first: a .log is what makes a file a file. */
-static int install_rewrite(const sl_bp *p) {
-    char dir[PATH_MAX], from[PATH_MAX + 80], to[PATH_MAX + 80], name[64];
-    int rc = rewrite_dir(p, dir);
-    for (int i = 0; rc == SL_OK && i < 2; i++) {
-        sl_segment_file_name(name, sizeof name, p->file_base, p->leader_epoch, i ? "log" : "cells");
-        snprintf(from, sizeof from, "%s/%s", dir, name);
-        snprintf(to, sizeof to, "%s/%s", p->dir, name);
-        if (rename(from, to) < 0) { sl_set_errno(errno); rc = SL_E_IO; }
+/* ---- descriptors: of many partitions only those that are written hold any ---- */
+
+void sl_file_counted(sl_broker *b, sl_bp *p, int open) {
+    if (open != p->open) b->n_open += open ? 1u : UINT32_MAX;
+    p->open = open;
+}
+
+static void close_file(sl_broker *b, sl_bp *p) {
+    if (p->file) sl_file_close(p->file);
+    p->file = NULL;
+    sl_file_counted(b, p, 0);
+}
+
+/* 1 it rests now. Only what is synced may: a file that is opened anew need not be told of a write that failed before. */
+static int rest(sl_broker *b, sl_bp *p) {
+    if (!p->open || p->writing || p->syncing || p->rolling || p->sync_failed || p->rewrite_to || sl_file_rest(p->file) != SL_OK) return 0;
+    sl_file_counted(b, p, 0);
+    return 1;
+}
+
+/* May this partition's file be opened? If not, the ones that were not written for longest are let rest, or synced so that they can: ask again soon. */
+static int room_to_open(sl_broker *b, const sl_bp *for_whom, int64_t now) {
+    if (for_whom->open || b->n_open < b->max_open) return 1;
+    sl_bp *oldest = NULL, *unsynced = NULL;
+    for (sl_bp *p = b->partitions; p; p = p->next) {
+        if (!p->open || p->writing || p->syncing) continue;
+        if (p->durable < p->file_end) {
+            if (!p->sync_now && (!unsynced || p->written_ns < unsynced->written_ns)) unsynced = p;
+        } else if (now - p->written_ns > SL_IDLE_TICK_NS ? rest(b, p) : 0) continue;
+        else if (!oldest || p->written_ns < oldest->written_ns) oldest = p;
     }
-    if (rc == SL_OK) rc = sync_dir(p->dir);
-    if (rc == SL_OK) rmdir(dir);
-    return rc;
+    if (b->n_open < b->max_open || (oldest && rest(b, oldest))) return 1;
+    if (unsynced) {
+        unsynced->sync_now = 1;
+        pthread_cond_signal(&b->sync_work);
+    }
+    return 0;
+}
+
+static int out_of_fds(int rc, int saved_errno) { return rc == SL_E_SYS && (saved_errno == EMFILE || saved_errno == ENFILE); }
+
+/* In spite of all care: others took them, or the limit is too low for anything. One line, and again soon. */
+static void say_out_of_fds(sl_broker *b, sl_bp *p, int saved_errno, int64_t now) {
+    struct rlimit limit;
+    p->retry_ns = now + SL_RETRY_NS;
+    if (b->max_open > 1) b->max_open--;
+    if (b->said_fds_ns && now - b->said_fds_ns < SAID_NS) return;
+    b->said_fds_ns = now;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) limit.rlim_cur = 0;
+    sl_broker_say(b, SL_EVENT_STORAGE, p->block, SL_STORAGE_BEHIND, saved_errno, p->next_offset, 0, "no file descriptor left: RLIMIT_NOFILE is %llu, %u files are open",
+                  (unsigned long long)limit.rlim_cur, b->n_open);
 }
 
 /* Without the lock: p->file and p->file_base are set by the caller, with it. */
@@ -170,8 +209,7 @@ static void disk_refused(sl_broker *b, sl_bp *p, int rc, uint64_t needed, int64_
 static void begin_rewrite(sl_broker *b, sl_bp *p) {
     uint64_t to = p->rewrite_to > p->next_offset ? p->rewrite_to : p->next_offset;
     if (!p->rewrite_to) p->failed_base = p->file_base; /* else it is the rewrite that failed, and the file behind it is still the same */
-    if (p->file) sl_file_close(p->file);
-    p->file = NULL;
+    close_file(b, p);
     p->sync_failed = 0;
     p->rolling = 0;
     p->unsynced_ns = 0;
@@ -253,11 +291,15 @@ static int spill_batch(sl_broker *b, sl_bp *p, sl_batch *t, int64_t now) {
                 return 0;
             }
         }
+        if (!room_to_open(b, p, now)) {
+            p->retry_ns = now + SL_TICK_NS;
+            return 0;
+        }
         sl_file *file = p->file;
         uint64_t file_base = file ? p->file_base : from;
         p->writing = 1;
         pthread_mutex_unlock(&b->lock);
-        rc = file ? SL_OK : create_file(b, p, file_base, &file);
+        rc = file ? sl_file_wake(file) : create_file(b, p, file_base, &file);
         if (rc == SL_OK) {
             SL_FAILPOINT(spill_file_made);
             for (size_t i = 0; i < t->n; i++) t->pieces[i].rel = (uint32_t)(t->offsets[i] - file_base);
@@ -271,6 +313,14 @@ static int spill_batch(sl_broker *b, sl_bp *p, sl_batch *t, int64_t now) {
             p->file = file;
             p->file_base = p->file_end = file_base;
             p->roll_asked = 0;
+        }
+        if (p->file) {
+            sl_file_counted(b, p, !sl_file_resting(p->file));
+            p->written_ns = now;
+        }
+        if (out_of_fds(rc, saved)) {
+            say_out_of_fds(b, p, saved, now);
+            return 0;
         }
         if (rc < 0) {
             if (rc == SL_E_IO && p->file) p->sync_failed = 1; /* who knows what the file is now: as after a failed sync */
@@ -297,7 +347,7 @@ static int spill_batch(sl_broker *b, sl_bp *p, sl_batch *t, int64_t now) {
         p->writing = 1;
         pthread_mutex_unlock(&b->lock);
         rc = p->file ? sl_file_sync(p->file) : SL_OK;
-        if (rc == SL_OK && p->file) rc = install_rewrite(p);
+        if (rc == SL_OK && p->file) rc = install_rewrite(p, p->file);
         int saved = sl_last_errno();
         pthread_mutex_lock(&b->lock);
         p->writing = 0;
@@ -358,6 +408,7 @@ void *sl_spill_main(void *argument) {
             if (turns == BATCHES_PER_TURN) pending = 1;
             if (p->retry_ns > now && (!look_again || p->retry_ns < look_again)) look_again = p->retry_ns;
             if (p->fd >= 0 && now - p->active_ns > INT64_C(1000000000)) { close(p->fd); p->fd = -1; p->fd_buffer = 0; }
+            if (p->open && now - p->written_ns > SL_REST_NS) rest(b, p);
         }
         sl_ring_tidy(b, now);
         if (now - b->swept_ns > SL_IDLE_TICK_NS) {
@@ -391,6 +442,7 @@ void *sl_spill_main(void *argument) {
 
 /* When a partition's file is to be synced: 0 never, 1 now, else the time. */
 static int64_t sync_due(const sl_broker *b, const sl_bp *p) {
+    if (p->sync_retry_ns > sl_monotonic_ns()) return p->sync_retry_ns;
     if (!p->dir || !p->file || p->syncing || p->sync_failed || p->rewrite_to || p->removed || p->fenced) return 0;
     if (p->rolling && p->writing) return 0;
     if (p->rolling) return 1;
@@ -414,7 +466,13 @@ static void sync_one(sl_broker *b, sl_bp *p) {
     SL_FAILPOINT(sync_done);
     pthread_mutex_lock(&b->lock);
     p->syncing = 0;
-    if (rc < 0) {
+    if (out_of_fds(rc, saved)) { /* its names could not be synced yet, the data was not asked for */
+        p->unsynced_ns = sl_monotonic_ns();
+        p->sync_retry_ns = p->unsynced_ns + SL_RETRY_NS;
+        p->sync_now = 1;
+        say_out_of_fds(b, p, saved, p->unsynced_ns);
+        sl_bell_ring(b->cluster, b->options.process);
+    } else if (rc < 0) {
         p->sync_failed = 1;
         sl_broker_say(b, SL_EVENT_SYNC_FAILED, p->block, rc, saved, p->durable, p->next_offset - p->durable,
                       "fdatasync failed; records from %llu on are written to a new file", (unsigned long long)p->durable);
@@ -429,8 +487,7 @@ static void sync_one(sl_broker *b, sl_bp *p) {
         sl_wake_bits(b->cluster, p->waits->commit); /* SYNC durable: after the word; pairs with sl_wait_durable() */
         if (closing && p->rolling) {
             uint64_t bytes = sl_file_bytes(file);
-            sl_file_close(file);
-            p->file = NULL;
+            close_file(b, p);
             p->rolling = 0;
             if (p->next_offset > target) { /* dropped records: what lies there is nowhere, and durable in that sense */
                 p->durable = p->next_offset;

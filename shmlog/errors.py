@@ -153,6 +153,7 @@ class CorruptRecordError(ShmlogError):
     retriable = True  # as in Kafka: a replica may still give it
     hint = "`shmlog verify` lists every damaged place"
     offset: int | None = None
+    end_offset: int | None = None  # seek there to go on behind it; several records may be lost in one piece
     path: str | None = None
 
 
@@ -441,6 +442,7 @@ C_CODES: dict[str, type[ShmlogError]] = {
     "SL_E_GONE": BrokerNotRunningError,
     "SL_E_BEHIND": KafkaTimeoutError,
     "SL_E_FORKED": ForkedProcessError,
+    "SL_E_LOST": CorruptRecordError,
 }
 
 

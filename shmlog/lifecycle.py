@@ -54,7 +54,9 @@ def view_of(name: str) -> m.ClusterView | None:
         payload = shm.read_view(prefix, control.view_version)
         if payload is not None:
             return m.decode_view(payload)
-    return None
+    # Damaged, and nobody has put it together again yet: the one before it is kept, and names the same directories.
+    payload = shm.read_view(prefix, control.view_version - 1)
+    return m.decode_view(payload) if payload is not None else None
 
 
 def _running(prefix: str) -> Any:
@@ -327,9 +329,10 @@ def stop_cluster(
         stopped = False
         control = _running(prefix)
         code, found = shm.read_control(prefix)
-        if control is None and code == lib.SL_OK and view is not None and not force and found.cluster_state != lib.SL_CLUSTER_DOWN:
+        if control is None and code == lib.SL_OK and found.view_version and not force and found.cluster_state != lib.SL_CLUSTER_DOWN:
             # Memory of this boot without anybody to write it down.
-            options = m.StartOptions(cluster=name, state_dir=view.state_dir, temporary=view.temporary)
+            directory = view.state_dir if view else data_dirs[0] if data_dirs else config.state_dir(name)
+            options = m.StartOptions(cluster=name, state_dir=directory, temporary=view is not None and view.temporary)
             _start(options, time.monotonic() + START_TIMEOUT_S, START_TIMEOUT_S)
             control = _running(prefix)
         if control is not None:

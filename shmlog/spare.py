@@ -93,7 +93,7 @@ class Spare:
         self.connections: set[socket.socket] = set()
         self.restarts = 0
         self.looked_at = time.monotonic()
-        self.ending = False
+        self.ending = False  # see _end()
         self.final = False  # the coordinator that ended last went down orderly, or never came up: no other one would do better
 
     def run(self) -> int:
@@ -121,15 +121,24 @@ class Spare:
                 self._look()
 
     def _terminate(self, number: int, frame: Any) -> None:
-        self.ending = True
+        self._end("SIGTERM")
+
+    def _end(self, why: str) -> None:
+        """After the children, see run()."""
+        if not self.ending:
+            self.ending = True
+            print(f"spare {os.getpid()}: ends: {why}", file=sys.stderr, flush=True)
 
     def _look(self) -> None:
         """Each second, for what no event tells: coordinators that died before they could connect here, and coordinators that are all stopped, each
         waiting for the other to be seen to."""
         now = time.monotonic()
         paused, self.looked_at = now - self.looked_at > 3 * LOOK_S, now
-        if (not self.connections and not self._is_current()) or self._is_discarded():
-            self.ending = True  # another spare took the place before anybody connected here
+        if self._is_discarded():
+            self._end("the cluster was discarded: its run directory is gone")
+            return
+        if not self.connections and not self._is_current():
+            self._end("another spare took the place before anybody connected here")
             return
         if not self.connections and not self.coordinators:
             self._last_resort()
@@ -208,7 +217,7 @@ class Spare:
 
     def _answer(self, connection: socket.socket, message: Any) -> None:
         if isinstance(message, EndSpare):
-            self.ending = True
+            self._end("the coordinator asks for it")
         elif isinstance(message, Fork):
             try:
                 pid, pidfd = self._fork(message.role, message.id, message.slot, message.argument)
@@ -260,17 +269,17 @@ class Spare:
         if self.ending or self.connections or self.coordinators:
             return
         if self.final:
-            self.ending = True
+            self._end("the last coordinator says that the cluster is at its end")
             return
         control = self._control()
         if control is None or self._is_discarded():
-            self.ending = True
+            self._end("there is no coordinator, and no memory of a cluster that is up")
             return
         if self._living_coordinators(control):
             return
         if self.restarts >= RESTARTS_MAX:
             print(f"spare: {RESTARTS_MAX} coordinators died one after the other; giving up", file=sys.stderr, flush=True)
-            self.ending = True
+            self._end("no coordinator lives")
             return
         self.restarts += 1
         _, pidfd = self._fork("coordinator", 0, 0, b"")

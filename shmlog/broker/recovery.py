@@ -7,6 +7,12 @@ and the C threads write it again from memory. Without memory (a reboot) it is cu
 Every step may be killed and repeated. The caller holds the directory's lock and the death certificate of any earlier broker.
 
 `log_start` is a small file of its own: where a trimmed log begins, and, when retention has removed every file, where it goes on.
+
+How far the log was on disk is known from more than the files that may be lost or damaged: `durable` is a second small file, written over in place
+while the broker lives (at a roll, at an orderly end, and each WITNESS_NS while records come), and each cell table bears the mark of its last sync,
+also when its .log is gone. If the files end before that, offsets that were promised are missing: they are never given out again, the log goes on
+behind them with a LOST range that readers report. `durable` is not synced for itself: the kernel writes it within seconds, and what it guards against
+is not a power cut.
 """
 
 from __future__ import annotations
@@ -22,6 +28,8 @@ from shmlog.errors import CorruptRecordError, StorageError
 CHECKPOINT = "log_start"
 REWRITE = "rewrite"  # a file that replaces one whose fdatasync failed, while it is written (spill.c)
 NO_CUT = 2**64 - 1
+WITNESS = "durable"
+WITNESS_NS = 5_000_000_000
 OVERLAPS_LOOKED_FOR = 2
 
 
@@ -39,6 +47,7 @@ class Recovered(NamedTuple):
     end: int  # the log goes on here unless memory has more
     cut_bytes: int  # what could not be kept of the last file
     files: list[Entry]
+    missing: int = 0  # records before `end` that were durable and are in no file: to be written as LOST
 
 
 def list_files(directory: str) -> list[Entry]:
@@ -59,8 +68,12 @@ def inspect(directory: str, name: str) -> object:
 def recover(directory: str, spilled: int | None, topic_id: bytes = b"") -> Recovered:
     """`spilled`: the shared word while memory is intact, None when it is gone. Makes the directory if there is none."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    _remove_remains(directory)
     checkpoint = read_checkpoint(directory)
+    witness = read_witness(directory)
+    durable = max([witness, *marks(directory)])
+    if durable > witness:
+        write_witness(directory, durable)  # before anything goes that says so
+    _remove_remains(directory)
     cut_bytes = 0
     end = checkpoint
     files = list_files(directory)
@@ -68,7 +81,7 @@ def recover(directory: str, spilled: int | None, topic_id: bytes = b"") -> Recov
         last = files[-1]
         if topic_id:
             _check_topic(directory, last.name, topic_id)
-        end, cut = _recover_file(directory, last.name, NO_CUT if spilled is None else spilled)
+        end, cut = _recover_file(directory, last.name, NO_CUT if spilled is None else spilled, durable)
         cut_bytes += cut
         if end > last.base_offset:
             break
@@ -84,16 +97,18 @@ def recover(directory: str, spilled: int | None, topic_id: bytes = b"") -> Recov
         # The tail of a file whose fdatasync failed was written again into the next one; cut it, so that nobody takes it for damage.
         facts = inspect(directory, entry.name)
         if facts.end_offset > entry.until:  # type: ignore[attr-defined]
-            _recover_file(directory, entry.name, entry.until)
+            _recover_file(directory, entry.name, entry.until, durable)
     end = max(end, checkpoint)
     start = max(checkpoint, files[0].base_offset if files else end)
-    return Recovered(start, end, cut_bytes, files)
+    # With memory intact the C threads look there first, and name what is in neither.
+    missing = max(0, durable - end) if spilled is None else 0
+    return Recovered(start, end + missing, cut_bytes, files, missing)
 
 
-def _recover_file(directory: str, name: str, cut_offset: int) -> tuple[int, int]:
+def _recover_file(directory: str, name: str, cut_offset: int, durable: int) -> tuple[int, int]:
     cut = ffi.new("uint64_t *")
     path = os.path.join(directory, name)
-    code = lib.sl_file_recover(os.fsencode(directory), name.encode(), cut_offset, cut)
+    code = lib.sl_file_recover(os.fsencode(directory), name.encode(), cut_offset, durable, cut)
     return check(code, f"{path} cannot be recovered: {ffi.string(lib.sl_strerror(code)).decode()}" if code < 0 else None), cut[0]
 
 
@@ -106,11 +121,34 @@ def _check_topic(directory: str, name: str, topic_id: bytes) -> None:
 
 def _remove_remains(directory: str) -> None:
     """What a killed broker left half done: a rewrite, and cells whose .log never came (a cell table alone says nothing)."""
+    _finish_rewrite(directory)
     shutil.rmtree(os.path.join(directory, REWRITE), ignore_errors=True)
     names = set(os.listdir(directory))
     for name in names:
         if name.endswith(".tmp") or (name.endswith(".cells") and name[:-6] + ".log" not in names):
             os.unlink(os.path.join(directory, name))
+
+
+def _finish_rewrite(directory: str) -> None:
+    """A rewrite killed between its two renames: the .log is in place, and its table, the only witness of large payloads, is not yet."""
+    rewrite = os.path.join(directory, REWRITE)
+    try:
+        names = os.listdir(rewrite)
+    except FileNotFoundError:
+        return
+    for name in names:
+        log_name = name.removesuffix(".cells") + ".log"
+        if name.endswith(".cells") and log_name not in names and _made_together(os.path.join(rewrite, name), os.path.join(directory, log_name)):
+            os.replace(os.path.join(rewrite, name), os.path.join(directory, name))
+
+
+def _made_together(cells: str, log: str) -> bool:
+    """The headers agree but for magic and CRC (sl_cells_belong() in file_io.c)."""
+    try:
+        with open(cells, "rb") as a, open(log, "rb") as b:
+            return a.read(252)[8:] == b.read(252)[8:] != b""
+    except FileNotFoundError:
+        return False
 
 
 def _remove_file(directory: str, name: str) -> None:
@@ -126,6 +164,46 @@ def remove_files(directory: str, names: tuple[str, ...]) -> None:
     """Retention. The log start beyond them is in force and written down."""
     for name in names:
         _remove_file(directory, name)
+
+
+def marks(directory: str) -> list[int]:
+    """What the cell tables of the newest file, and of files whose .log is gone, say was on disk."""
+    names = sorted(name for name in os.listdir(directory) if name.endswith((".log", ".cells")))
+    logs = [name for name in names if name.endswith(".log")]
+    newest = logs[-1].removesuffix(".log") if logs else ""
+    ends = []
+    for name in names:
+        stem = name.removesuffix(".cells")
+        if stem == name or (stem != newest and stem + ".log" in logs):
+            continue
+        try:
+            with open(os.path.join(directory, name), "rb") as file:
+                file.seek(lib.SL_FILE_MARK_POSITION)
+                mark = file.read(24)
+        except OSError:
+            continue
+        if len(mark) == 24 and lib.sl_crc32c(0, mark, 20) == int.from_bytes(mark[20:], "little"):
+            ends.append(int.from_bytes(mark[8:16], "little"))
+    return ends
+
+
+def read_witness(directory: str) -> int:
+    """The offset below which all was on disk, as the broker noted it; 0 if nobody did. A torn note is none."""
+    try:
+        with open(os.path.join(directory, WITNESS), "rb") as file:
+            offset, crc = file.read(64).split()
+            return int(offset) if int(crc, 16) == lib.sl_crc32c(0, offset, len(offset)) else 0
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def write_witness(directory: str, offset: int) -> None:
+    text = b"%020d" % offset
+    fd = os.open(os.path.join(directory, WITNESS), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(fd, text + b" %08x\n" % lib.sl_crc32c(0, text, len(text)), 0)
+    finally:
+        os.close(fd)
 
 
 def read_checkpoint(directory: str) -> int:

@@ -1,8 +1,8 @@
 """A broker process: takes over the partitions that the cluster view gives it, and decides about their files.
 
 One thread of Python, which never sees a record: it recovers files, adds partitions to the C threads (csrc/spill.c), follows changes of the
-view, lets old files go, trims, and reports to the coordinator. Spilling, syncing and the care for memory go on without it, so nothing here is
-urgent, and the C threads go on while the coordinator is away.
+view, lets old files go, trims, and reports to the coordinator; a second one, _Scribe, waits for the disk in its place. Spilling, syncing and the care
+for memory go on without them, so nothing here is urgent, and the C threads go on while the coordinator is away.
 
 What stands when this process is killed between any two steps: a partition that is half taken over is taken over by the next broker under the
 next leader epoch (sl_log_open_epoch is restartable); a log start that was raised but not written down is written down at the next trim, or was
@@ -23,9 +23,12 @@ import socket
 import sys
 import time
 import traceback
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NoReturn
 
-from shmlog import config, shm
+from shmlog import config, directories, shm
 from shmlog import messages as m
 from shmlog._ffi import check, ffi, lib, raise_code
 from shmlog.broker import recovery, retention
@@ -74,6 +77,9 @@ class Partition:
         self.words: Any = None
         self.files: list[retention.FileFacts] = []  # closed ones
         self.written_down = 0  # log start as it stands in the checkpoint
+        self.witness = 0  # the offset up to which the second witness says that all was durable, and when it was written
+        self.witness_ns = 0
+        self.writing_down: Future[None] | None = None  # the last of what _Scribe has to do for it
         self.seen_end = -1  # end of what was spilled, when we last looked, and when that was
         self.appended_ns = 0
 
@@ -87,6 +93,36 @@ class Partition:
         return f"{self.words.file_base_offset:020d}-{self.words.file_leader_epoch}.log"
 
 
+class _Scribe:
+    """A thread for what waits for the disk: writing a log start down (an fsync waits for all that the file system has to write, data included that goes
+    away) and removing files. In the order it was asked for; what came of it is taken up by the broker's own thread, woken through `wake_fd`."""
+
+    def __init__(self, wake_fd: int) -> None:
+        self._wake_fd = wake_fd
+        self._pool = ThreadPoolExecutor(1, "scribe")
+        self._done: deque[tuple[Future[None], Callable[[OSError | ShmlogError | None], None]]] = deque()
+
+    def ask(self, job: Callable[[], None], then: Callable[[OSError | ShmlogError | None], None]) -> Future[None]:
+        future = self._pool.submit(job)
+        future.add_done_callback(lambda f: self._finished(f, then))
+        return future
+
+    def _finished(self, future: Future[None], then: Callable[[OSError | ShmlogError | None], None]) -> None:
+        self._done.append((future, then))
+        try:
+            os.write(self._wake_fd, b"s")
+        except BlockingIOError:
+            pass  # it is full: the broker wakes anyway
+
+    def take_up(self) -> None:
+        while self._done:
+            future, then = self._done.popleft()
+            error = future.exception()
+            if error is not None and not isinstance(error, (OSError, ShmlogError)):
+                raise error
+            then(error)
+
+
 class Broker:
     def __init__(self, start: m.BrokerStart) -> None:
         self.start = start
@@ -97,12 +133,14 @@ class Broker:
         self.process: Any = None
         self.row = -1  # ours; the spill thread has another
         self.view: m.ClusterView | None = None
+        self.epochs: directories.EpochsFile | None = None  # as written; None: not yet
         self.partitions: dict[int, Partition] = {}  # by block
         self.failed: dict[int, tuple[int, str]] = {}  # block -> when to try again, why it failed
         self.connection: socket.socket | None = None
         self.unframer = m.Unframer()
         self.connect_at_ns = 0
         self.stop_asked = False  # SIGTERM
+        self.scribe: _Scribe | None = None
         self.clock = retention.Clock(wall_ns(), monotonic_ns())
         self.sweep_at_ns = 0
         self.reserve_bytes = -1
@@ -114,6 +152,7 @@ class Broker:
     def run(self) -> int:
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self.scribe = _Scribe(wake_write)
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at an embedded cluster is its owner's business
         out = ffi.new("sl_cluster **")
@@ -156,6 +195,7 @@ class Broker:
                 elif self.connection is not None and fd == self.connection.fileno():
                     self._receive()
             self._beat()
+            self.scribe.take_up()
             self._take_events()
             if self.stop_asked:
                 self.stop_asked = False
@@ -340,7 +380,7 @@ class Broker:
                 self._apply_view(self._read_view())
         elif isinstance(message, m.Trim):
             try:
-                self._send(m.Trimmed(message.request, self._trim(message)))
+                self._trim(message)
             except (ShmlogError, OSError) as exc:
                 self._send(m.Trimmed(message.request, failure=m.failure_of(exc)))
         elif isinstance(message, m.BrokerStop):
@@ -368,6 +408,7 @@ class Broker:
             for number, p in enumerate(topic.partitions)
             if p.leader == self.start.broker_id
         }
+        self._write_epochs(view, max((p.leader_epoch for _, _, p in wanted.values()), default=0))
         removed = []
         for gone in view.deleting:
             if gone.leader in (self.start.broker_id, m.NO_LEADER):
@@ -397,7 +438,7 @@ class Broker:
             directory = m.partition_directory(self.start.directory, topic.name, number, topic.topic_id)
         partition = Partition(topic, number, view, directory)
         try:
-            self._recover_and_add(partition)
+            self._recover_and_add(partition, topic)
         except (ShmlogError, OSError) as exc:
             # One partition's disk is one partition's trouble: the others are taken over, this one is tried again.
             why = str(exc)
@@ -413,20 +454,51 @@ class Broker:
         self.partitions[view.block] = partition
         self._beat()
 
-    def _recover_and_add(self, partition: Partition) -> None:
+    def _write_topic(self, partition: Partition, topic: m.TopicView) -> None:
+        """For the day on which the cluster's database is lost; a disk that does not take it holds up nothing."""
+        if not partition.directory:
+            return
+        try:
+            directories.write_topic(partition.directory, topic)
+        except OSError as exc:
+            log(f"{partition}: what it is cannot be written beside it: {exc}")
+
+    def _write_epochs(self, view: m.ClusterView, leader_epoch: int) -> None:
+        """Before anything is done under these epochs."""
+        if not self.start.directory:
+            return
+        was = self.epochs
+        if was is None:
+            was = directories.read_epochs(self.start.directory)
+        now = directories.EpochsFile(
+            view.boot_counter, view.version, self.start.broker_epoch, max(leader_epoch, was.leader_epoch), view.config
+        )
+        if self.epochs is not None and (now.leader_epoch, now.config, now.boot_counter) == (was.leader_epoch, was.config, was.boot_counter):
+            return  # a view version alone is not worth a write: a rebuilt cluster begins far above
+        try:
+            directories.write_epochs(self.start.directory, now, sync=now.boot_counter != was.boot_counter)
+            self.epochs = now
+        except OSError as exc:
+            log(f"{self.start.directory}: its epochs cannot be written: {exc}")
+
+    def _recover_and_add(self, partition: Partition, topic: m.TopicView) -> None:
         words = lib.sl_cluster_partition(self.cluster, partition.block)
         if words == ffi.NULL:
             raise IllegalStateError(f"block {partition.block} of {partition} is not there")
         partition.words = words
-        base = start = 0
+        base = start = missing = 0
         if partition.directory:
             found = recovery.recover(partition.directory, partition.offset("spilled") if self._in_memory(words) else None, partition.topic_id)
-            base, start = found.end, found.log_start
+            base, start, missing = found.end, found.log_start, found.missing
+            self._write_topic(partition, topic)
             partition.files = self._facts_of(partition, found.files)
             partition.written_down = recovery.read_checkpoint(partition.directory)
             if found.cut_bytes:
-                log(f"{partition}: {found.cut_bytes} bytes behind offset {base} were cut")
+                log(f"{partition}: {found.cut_bytes} bytes behind offset {base - missing} were cut")
+            if missing:
+                log(f"{partition}: {missing} records from offset {base - missing} on were on disk and are gone: a file was removed or damaged")
         given = self._options(partition, base)
+        given.missing = missing
         code = lib.sl_broker_add(self.handle, given)
         if code < 0:
             raise_code(code, f"{partition} cannot be opened: {ffi.string(lib.sl_strerror(code)).decode()}")
@@ -465,14 +537,22 @@ class Broker:
         partition.config = config.topic_config(topic.config)
         partition.policy = retention.policy(partition.config)
         lib.sl_broker_configure(self.handle, self._options(partition, 0))
+        self._write_topic(partition, topic)
         self.sweep_at_ns = 0
 
     def _release(self, partition: Partition) -> None:
+        self._written_down(partition)
         lib.sl_broker_release(self.handle, partition.block)
         del self.partitions[partition.block]
 
+    def _written_down(self, partition: Partition | None) -> None:
+        """Waits until nobody writes in its directory any more."""
+        while partition is not None and partition.writing_down is not None and not partition.writing_down.done():
+            wait([partition.writing_down], HEARTBEAT_NS / NS)
+            self._beat()
+
     def _remove(self, gone: m.DeletingPartition) -> None:
-        self.partitions.pop(gone.block, None)
+        self._written_down(self.partitions.pop(gone.block, None))
         self.failed.pop(gone.block, None)
         words = lib.sl_cluster_partition(self.cluster, gone.block)
         if words != ffi.NULL and bytes(ffi.buffer(words.topic_id)) == gone.topic_id:
@@ -565,6 +645,7 @@ class Broker:
             seen_ns = int(partition.words.last_append_ns)  # by the wall clock: as good as ours while that was not stepped
             stepped = abs(wall_ns() - now_ns) > NS or seen_ns > now_ns
             partition.appended_ns = now_ns if stepped else max(partition.appended_ns, seen_ns)
+        self._bear_witness(partition)
         log_start = partition.offset("log_start")
         files = partition.files
         active = self._active_facts(partition)
@@ -579,29 +660,58 @@ class Broker:
             left_ns = oldest.appended_ns + partition.policy.retention_ns - now_ns + MS
             self.sweep_at_ns = min(self.sweep_at_ns, monotonic_ns() + max(left_ns, MS))
 
+    def _bear_witness(self, partition: Partition, *, at_once: bool = False) -> None:
+        """Notes how far the partition is durable, apart from its files (recovery.py says what for). What was dropped or trimmed needs no witness."""
+        durable = partition.offset("durable")
+        now = monotonic_ns()
+        if durable <= partition.witness or durable <= partition.offset("log_start"):
+            return
+        if at_once or now - partition.witness_ns > recovery.WITNESS_NS:
+            recovery.write_witness(partition.directory, durable)
+            partition.witness, partition.witness_ns = durable, now
+
     def _carry_out(self, partition: Partition, decision: retention.Decision) -> None:
         if decision.remove:
-            self._raise_log_start(partition, decision.log_start)
+
+            def then(error: OSError | ShmlogError | None) -> None:
+                if error is None:
+                    log(f"{partition}: {len(decision.remove)} files removed; the log begins at {decision.log_start}")
+                else:
+                    log(f"{partition}: files below {decision.log_start} cannot be removed: {error}")
+                    partition.files = sorted([*removed, *partition.files], key=lambda file: file.base_offset)
+
+            removed = [file for file in partition.files if file.name in decision.remove]
             partition.files = [file for file in partition.files if file.name not in decision.remove]
-            recovery.remove_files(partition.directory, decision.remove)
-            log(f"{partition}: {len(decision.remove)} files removed; the log begins at {decision.log_start}")
+            self._raise_log_start(partition, decision.log_start, decision.remove, then)
         if decision.roll:
             lib.sl_broker_roll(self.handle, partition.block)  # ROLLED comes as an event, and then the next look
 
-    def _raise_log_start(self, partition: Partition, log_start: int) -> None:
-        """In force, then written down; only then anything may go."""
+    def _raise_log_start(
+        self, partition: Partition, log_start: int, remove: tuple[str, ...], then: Callable[[OSError | ShmlogError | None], None]
+    ) -> None:
+        """In force at once; then, off this thread, written down; only then files may go. `then` is called here when that is done, or has failed."""
         if log_start > partition.offset("log_start"):
             check(lib.sl_broker_trim(self.handle, partition.block, log_start), f"the log start of {partition} cannot be raised")
-        if partition.directory and log_start > partition.written_down:
-            recovery.write_checkpoint(partition.directory, log_start)
-            partition.written_down = log_start
+        if not partition.directory or (log_start <= partition.written_down and not remove):
+            then(None)
+            return
+
+        def job() -> None:
+            if log_start > partition.written_down:
+                recovery.write_checkpoint(partition.directory, log_start)
+                partition.written_down = log_start
+            recovery.remove_files(partition.directory, remove)
+
+        assert self.scribe is not None
+        partition.writing_down = self.scribe.ask(job, then)
 
     def _end(self, partition: Partition) -> int:
         out = ffi.new("sl_offsets *")
         check(lib.sl_log_offsets(self.cluster, self.row, partition.block, out), f"the end of {partition} cannot be read")
         return int(out.end)
 
-    def _trim(self, message: m.Trim) -> int:
+    def _trim(self, message: m.Trim) -> None:
+        """The answer comes when the log start is written down."""
         partition = self.partitions.get(message.block)
         if partition is None or partition.topic_id != message.topic_id:
             raise UnknownTopicOrPartitionError("the partition is not led here")
@@ -609,9 +719,15 @@ class Broker:
         offset = end if message.offset == -1 else message.offset
         if not 0 <= offset <= end:
             raise OffsetOutOfRangeError(f"{partition} ends at {end}; {offset} is beyond it", topic=partition.topic, partition=partition.number)
-        self._raise_log_start(partition, offset)
+
+        def then(error: OSError | ShmlogError | None) -> None:
+            if error is None:
+                self._send(m.Trimmed(message.request, partition.offset("log_start")))
+            else:
+                self._send(m.Trimmed(message.request, failure=m.failure_of(error)))
+
+        self._raise_log_start(partition, offset, (), then)
         self.sweep_at_ns = 0
-        return partition.offset("log_start")
 
     # --- the guard: data.max.bytes, or the free part of the file system ---
 
@@ -630,8 +746,8 @@ class Broker:
         return limit // max(1, len(self.view.brokers)) if limit >= 0 else -1
 
     def _guard_disk(self) -> None:
-        if not self.start.directory:
-            return
+        if not self.start.directory or any(p.writing_down is not None and not p.writing_down.done() for p in self.partitions.values()):
+            return  # what goes already is not counted as free yet
         limit, reserve = self._limit(), self._reserve()
         closed = [(block, p.policy, p.files) for block, p in self.partitions.items()]
         if limit >= 0:
@@ -669,6 +785,7 @@ class Broker:
             if event.kind == lib.SL_EVENT_ROLLED:
                 if partition is not None:
                     try:
+                        self._bear_witness(partition, at_once=True)
                         self._refresh_files(partition, event.offset)
                     except (OSError, ShmlogError) as exc:
                         log(f"{name}: {exc}")
@@ -701,7 +818,16 @@ class Broker:
                 refused_ns = refused_ns or now
                 if now - refused_ns > GIVE_UP_NS:
                     break
+        assert self.scribe is not None
+        wait([p.writing_down for p in self.partitions.values() if p.writing_down is not None], max(0, deadline - monotonic_ns()) / NS)
+        self.scribe.take_up()
         unspilled = 0 if code == lib.SL_OK else max(1, lib.sl_broker_unspilled_bytes(self.handle))
+        for partition in self.partitions.values():
+            try:
+                if partition.directory and not unspilled:
+                    self._bear_witness(partition, at_once=True)
+            except OSError as exc:
+                log(f"{partition}: {exc}")
         failure = None
         if unspilled:
             text = ffi.string(lib.sl_strerror(code)).decode()

@@ -64,7 +64,7 @@ class Consumer(Fetching):
     max_poll_records        records in one poll(), if it is not told
     max_partition_fetch_bytes   about how much is taken from a partition before the next gets its turn
     max_leased_bytes        memory that batches may keep from being reused; beyond it the next batch is a private copy (counted in metrics())
-    check_crcs              check records against their CRC: CorruptRecordError names the record; seek past it to go on
+    check_crcs              check records against their CRC: CorruptRecordError names the record; seek to its end_offset to go on
     isolation_level         "read_uncommitted" or "read_committed" (the same until transactions exist)
     tether                  for memory-only topics with shmlog.full=block: producers wait for this consumer instead of overwriting what it has not read
 
@@ -178,8 +178,8 @@ class Consumer(Fetching):
         come again).
 
         OffsetOutOfRangeError, NoOffsetForPartitionError (auto_offset_reset="none"), CorruptRecordError (the position stays at the damaged record:
-        seek past it), UnknownTopicOrPartitionError when a topic was deleted, BrokerNotRunningError while waiting for a dead cluster. What a
-        deserializer raises comes through, once the records before it are delivered.
+        seek to the error's end_offset, behind all that is damaged or lost there), UnknownTopicOrPartitionError when a topic was deleted,
+        BrokerNotRunningError while waiting for a dead cluster. What a deserializer raises comes through, once the records before it are delivered.
         """
         most = self._max_poll_records if max_records is None else max_records
         if most < 1:

@@ -200,12 +200,15 @@ class ConsumerRow:
             at = int(lib.sl_reader_position(part.reader))
             if at > part.position:
                 part.position = at  # what lies between held no record
+            behind = int(lib.sl_reader_damage_end(part.reader))
+            lost = f"{behind - part.position:,} records" if behind > part.position + 1 else "the record"
             raise errors.CorruptRecordError(
-                f"{where}@{part.position}: the record failed its check and is not delivered",
+                f"{where}@{part.position}: {lost} failed the check or got lost, and cannot be delivered",
                 topic=topic,
                 partition=partition,
                 offset=part.position,
-                hint=f"seek({part.tp!r}, {part.position + 1}) goes on behind it; `shmlog verify` lists all damage",
+                end_offset=behind,
+                hint=f"seek({part.tp!r}, {behind}) goes on behind it; `shmlog verify` lists all damage",
             )
         if code == lib.SL_E_DELETED:
             raise errors.UnknownTopicIdError(f"topic {topic!r} was deleted", topic=topic, partition=partition)

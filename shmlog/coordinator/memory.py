@@ -14,7 +14,7 @@ from shmlog import config, proc, shm
 from shmlog import messages as m
 from shmlog._ffi import ffi, lib
 from shmlog.clock import monotonic_ns
-from shmlog.coordinator import metadata
+from shmlog.coordinator import metadata, salvage
 
 SPARE_SLOT = 0
 COORDINATOR_SLOTS = (1, 2, 3)
@@ -194,6 +194,42 @@ class Memory:
                 self.write_block(view, topic, number, first=not known)
         for gone in view.deleting:
             self.mark_deleted(gone.block, gone.topic_id)
+
+    def older_view(self, version: int) -> m.ClusterView | None:
+        """The last view before `version` that can be believed; at least one is kept."""
+        start, ours = shm.view_name(self.prefix, 0)[:-1], bytes(ffi.buffer(self.control.header.cluster_id))
+        numbers = (int(name[len(start) :]) for name in shm.names(self.prefix) if name.startswith(start) and name[len(start) :].isdecimal())
+        for number in sorted((n for n in numbers if n < version), reverse=True):
+            view = self.read_view(number)
+            if view is not None and (view.version, view.cluster_id) == (number, ours):
+                return view
+        return None
+
+    def blocks(self) -> list[salvage.Block]:
+        """What every block says that a topic has or had."""
+        found = []
+        for number in range(lib.sl_cluster_partitions_used(self.handle)):
+            p = lib.sl_cluster_partition(self.handle, number)
+            topic_id = bytes(ffi.buffer(p.topic_id))
+            if p.state == lib.SL_PARTITION_FREE or not any(topic_id) or p.partition >= lib.SL_MAX_PARTITIONS:
+                continue
+            opened_epoch, leader_epoch = int(p.cur >> 41), int(p.leader_epoch)
+            found.append(
+                salvage.Block(
+                    number,
+                    topic_id,
+                    int(p.partition),
+                    p.state == lib.SL_PARTITION_LIVE,
+                    p.state == lib.SL_PARTITION_DELETED,
+                    int(p.leader),
+                    max(leader_epoch, opened_epoch),
+                    opened_epoch >= leader_epoch,  # line 0 has the epoch of its first broker from the decision on
+                    int(p.flags),
+                    int(p.max_message_bytes),
+                    int(p.memory_bytes),
+                )
+            )
+        return found
 
     def last_epoch(self, block: int) -> int | None:
         """metadata.LastEpoch: a block is free again when no hazard word or pin names it, besides being in no view."""

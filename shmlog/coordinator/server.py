@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -81,9 +82,8 @@ class Coordinator:
         self.spare.connect()
         if not self.standby.wait_for_lock():
             return 0
-        seen = self.standby.memory
-        if seen is not None and not self.standby.from_up and self._memory_is_gone(seen):
-            log("the cluster was discarded; ending")  # beginning from disk would bring back what somebody has given up
+        if not self.standby.from_up and self._memory_is_gone(self.standby.memory):
+            log("the cluster was discarded: its memory is gone; ending")  # beginning from disk would bring back what somebody has given up
             return 0
         if self._activate():
             self._loop()
@@ -209,20 +209,24 @@ class Coordinator:
 
     def _end_if_discarded(self) -> None:
         """Somebody gave the cluster up and did not see us: its lock or its memory is gone, or another life of it is there. Nothing of that one is
-        touched, and what we began ends."""
-        if not self._memory_is_gone(self.decisions.memory) and self.standby.lock_is_current():
+        touched, and what we began ends; brokers, which have their segments mapped, first write what they can reach."""
+        memory_gone, locked = self._memory_is_gone(self.decisions.memory), self.standby.lock_is_current()
+        if not memory_gone and locked:
             return
-        log("the cluster was discarded; ending")
-        for broker in self.supervision.brokers.values():
-            if broker.running:
-                proc.kill(broker.pidfd)
+        log(f"the cluster was discarded: its {'memory' if memory_gone else 'lock'} is gone; ending")
+        if locked:  # so nobody has begun anew: a view that was put in force without anybody to see it is ours
+            for version in range(self.decisions.view.version - 1, self.decisions.view.version + 1):
+                shm.unlink(shm.view_name(self.prefix, version))
+        self.supervision.end_brokers()
         if self.spare.pidfd >= 0:
-            proc.kill(self.spare.pidfd)
+            proc.kill(self.spare.pidfd, signal.SIGTERM)
         raise SystemExit(0)
 
-    def _memory_is_gone(self, memory: Memory) -> bool:
-        """Whether what this one is attached to has lost its name."""
+    def _memory_is_gone(self, memory: Memory | None) -> bool:
+        """Whether what this one is attached to (None: it was forked just now and had not come to that) has lost its name."""
         code, control = shm.read_control(self.prefix)
+        if memory is None:
+            return bool(code == lib.SL_E_NOENT)
         ours = bytes(ffi.buffer(memory.control.header.cluster_id))
         return bool(code == lib.SL_E_NOENT or (code == lib.SL_OK and bytes(ffi.buffer(control.header.cluster_id)) != ours))
 

@@ -55,6 +55,7 @@ class Standby:
         try:
             self.lock_fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
+            log("the cluster was discarded: its run directory is gone; ending")
             return False
         active_pidfd, active = -1, (0, 0)
         poller = selectors.DefaultSelector()
@@ -70,8 +71,8 @@ class Standby:
                 poller.close()
                 if active_pidfd >= 0:
                     os.close(active_pidfd)
-                return self.lock_is_current()
-            if not self.lock_is_current():
+                return self._said(self.lock_is_current())
+            if not self._said(self.lock_is_current()):
                 return False
             self._attach_as_standby()
             if self.memory is not None:
@@ -113,6 +114,12 @@ class Standby:
                 if key.fileobj is self.spare.sock:  # a spare says nothing to a standby: this is its end
                     poller.unregister(self.spare.sock)
                     self.spare.drop()
+
+    @staticmethod
+    def _said(current: bool) -> bool:
+        if not current:
+            log("the lock is another one's or gone: the cluster went down or was discarded; ending")
+        return current
 
     def lock_is_current(self) -> bool:
         """Whether the file locked here is still the one at its path; a cluster that went down has removed it."""

@@ -37,6 +37,20 @@ class Loaded(NamedTuple):
     clean: bool  # closed by mark_clean(): nothing was decided since that is not here
 
 
+class DatabaseDamaged(StorageError):
+    """The database is there, but is none any more, or does not say what it should. start.py's business; it does not travel."""
+
+
+def set_aside(directory: str) -> str:
+    """Renames a damaged database, for those who want to look at it; returns its new name."""
+    path = os.path.join(directory, METADATA_FILE)
+    aside = next(name for n in range(1, 1000) if not os.path.exists(name := f"{path}.damaged-{n}"))
+    for suffix in ("-wal", "-shm", ""):  # the log never stays alone beside a new database
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path + suffix, aside + suffix)
+    return aside
+
+
 class Store:
     """Used by one thread at a time."""
 
@@ -78,9 +92,13 @@ class Store:
     def load(self) -> Loaded | None:
         """What was written last; None for a new directory."""
         with self._translated():
+            if (answer := self._db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
+                raise DatabaseDamaged(f"{self.path}: {answer[0] if answer else 'no answer'}", path=self.path)
             meta = dict(self._db.execute("SELECT key, value FROM meta"))
-            if "view" not in meta:
+            if not meta:
                 return None
+            if not {"view", "boot_id", "boot_counter", "clean"} <= set(meta):
+                raise DatabaseDamaged(f"{self.path}: its contents are damaged: only {sorted(meta)} are there", path=self.path)
             topics = {name: _topic_decode(data) for name, data in self._db.execute("SELECT name, data FROM topic")}
             view = msgspec.structs.replace(decode_view(meta["view"]), topics=topics)
         self._written = view
@@ -150,11 +168,13 @@ class _Translated:
                 ) from exc
             if name.startswith("SQLITE_FULL"):
                 raise StorageFullError(f"{self.path}: the disk is full", path=self.path) from exc
+            if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "no such table" in str(exc):
+                raise DatabaseDamaged(f"{self.path}: {exc} ({name})", path=self.path) from exc
             raise StorageError(f"{self.path}: {exc} ({name or type(exc).__name__})", path=self.path) from exc
         if isinstance(exc, OSError):
             raise StorageError(f"{exc.filename or self.path}: {exc.strerror}", path=self.path) from exc
         if isinstance(exc, msgspec.MsgspecError):
-            raise StorageError(f"{self.path}: its contents are damaged: {exc}", path=self.path) from exc
+            raise DatabaseDamaged(f"{self.path}: its contents are damaged: {exc}", path=self.path) from exc
 
 
 class BackgroundStore:

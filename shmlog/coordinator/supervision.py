@@ -6,8 +6,10 @@ spare, a broker under a new broker epoch and new leader epochs. A successor adop
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
+import signal
 from collections.abc import Callable
 
 from shmlog import messages as m
@@ -26,6 +28,7 @@ from shmlog.errors import BrokerNotRunningError, IllegalStateError, ShmlogError,
 from shmlog.spare import EXIT_REFUSED
 
 END_TIMEOUT_S = 2.0  # for what was killed to have ended
+LAST_WRITES_NS = 5 * NS  # for the brokers of a discarded cluster
 RESTART_DELAY_MAX_NS = 5 * NS
 STANDBY_RETRY_NS = 200 * MS  # between two standbys, when one dies at once
 STARTS_MAX = 3  # deaths of a broker before it was ever ready, after which the first `up` reports failure
@@ -193,6 +196,10 @@ class Supervision:
         broker.deaths_unready = 0
         self.decisions.memory.process_state(metadata.FIRST_BROKER_PROCESS + broker.id, lib.SL_PROCESS_UP)
         reply(m.Done(self.decisions.view.version))
+        if message.view_version >= self.decisions.view.version and any(d.leader == broker.id for d in self.decisions.view.deleting):
+            # It has applied this view and said what it removed, to a coordinator that died over it: with another view it says so again.
+            with contextlib.suppress(ShmSpaceError):  # then the next decision does it
+                self.decisions.decide(self.decisions.view)
         if message.view_version < self.decisions.view.version:
             self.connections.send(connection, m.ViewChanged(self.decisions.view.version))
         lib.sl_view_changed(self.decisions.control)
@@ -284,6 +291,17 @@ class Supervision:
         # One that dies at once must not be forked again without a pause: then _tick() asks.
         if not self.stopping and monotonic_ns() - self.standby_asked_ns > STANDBY_RETRY_NS:
             self.ask_for_standby()
+
+    def end_brokers(self) -> None:
+        """Of a cluster that was discarded under them."""
+        running = [broker for broker in self.brokers.values() if broker.running]
+        for broker in running:
+            proc.kill(broker.pidfd, signal.SIGTERM)
+        deadline = monotonic_ns() + LAST_WRITES_NS
+        for broker in running:
+            if not ended(broker.pidfd, max(deadline - monotonic_ns(), 0) / NS):
+                log(f"broker {broker.id} does not end; killing it")
+                proc.kill(broker.pidfd)
 
     def end_others(self) -> None:
         """The standby holds nothing and is killed; the spare is asked."""

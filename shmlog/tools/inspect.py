@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from shmlog import config, proc, shm
 from shmlog._ffi import check, ffi, lib
-from shmlog.errors import IllegalArgumentError, NoBrokersAvailable, ShmlogError
+from shmlog.broker import recovery
+from shmlog.errors import IllegalArgumentError, NoBrokersAvailable, ShmlogError, StorageError
 from shmlog.messages import ClusterView, TopicView
 from shmlog.tools import status
 
@@ -609,6 +610,7 @@ def _check_directory(
     """Every file, and the chain they make. Of files that hold the same offset the one with the higher base counts (a rewrite after a failed fdatasync,
     a new leader): what it hides may be anything. `end`: what lies beyond was not declared written yet."""
     facts = _Facts()
+    witness, start = _witness(report, directory)
     names = status.log_files(directory)
     keys = [key for name in names if (key := status.file_key(name)) is not None]
     until = end
@@ -632,7 +634,21 @@ def _check_directory(
     facts.files = len(chain)
     if chain:
         facts.first, facts.end = chain[0][1], max(end for *_, end in chain)
+    if witness > max(facts.end, start):
+        what = f"its files end at offset {max(facts.end, start)}, but all below {witness} was on disk: a file was removed or damaged"
+        report.problems.append(Problem(directory, "missing", what))
     return facts
+
+
+def _witness(report: Report, directory: str) -> tuple[int, int]:
+    """What was durable according to more than the files, and where the log begins. Read before the files are listed: these may only go on meanwhile."""
+    try:
+        return max([recovery.read_witness(directory), *recovery.marks(directory)]), recovery.read_checkpoint(directory)
+    except FileNotFoundError:
+        return 0, 0
+    except StorageError as exc:
+        report.problems.append(Problem(directory, "checkpoint", str(exc)))
+        return 0, 0
 
 
 def _check_file(
@@ -677,6 +693,8 @@ def _check_file(
         if until is not None and p.offset >= until:
             if not live:
                 report.notes.append(problem._replace(what=problem.what + "; nobody reads it"))
+        elif p.code == lib.SL_E_LOST:
+            report.problems.append(Problem(path, f"lost {p.offset}", f"offset {p.offset}: {ffi.string(p.what).decode()}"))
         elif synced is not None and p.position >= synced and until is None:
             report.notes.append(problem._replace(what=problem.what + "; beyond what was synced: the next start cuts it off"))
         else:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,7 +132,7 @@ def test_remains_of_a_killed_broker_are_removed(tmp_path: Path) -> None:
     (tmp_path / name(99).replace(".log", ".cells")).write_bytes(b"x" * 5000)
     (tmp_path / "log_start.tmp").write_bytes(b"{")
     assert recovery.recover(str(tmp_path), None).end == 10
-    assert sorted(os.listdir(tmp_path)) == [name(0).replace(".log", ".cells"), name(0)]
+    assert sorted(os.listdir(tmp_path)) == [name(0).replace(".log", ".cells"), name(0), recovery.WITNESS]
 
 
 def test_lost_cells_are_made_again(tmp_path: Path) -> None:
@@ -157,3 +160,133 @@ def test_removing_files_may_be_repeated(tmp_path: Path) -> None:
         recovery.remove_files(str(tmp_path), (name(0),))
     found = recovery.recover(str(tmp_path), None)
     assert (found.log_start, found.end, len(found.files)) == (10, 15, 1)
+
+
+def test_what_was_durable_is_missing_when_the_newest_file_is_gone(tmp_path: Path) -> None:
+    write_file(tmp_path, write_file(tmp_path, 0, 10), 5, leader_epoch=2)
+    (tmp_path / name(10, 2)).unlink()  # its cell table still bears the mark of the last sync
+    found = recovery.recover(str(tmp_path), None, TOPIC)
+    assert (found.end, found.missing) == (15, 5)
+    assert [e.name for e in found.files] == [name(0)]
+    assert not (tmp_path / name(10, 2).replace(".log", ".cells")).exists()
+    assert recovery.recover(str(tmp_path), None, TOPIC) == found  # the note took over from the mark
+
+
+def test_what_was_durable_is_missing_when_the_end_is_gone_and_only_the_note_knows(tmp_path: Path) -> None:
+    write_file(tmp_path, write_file(tmp_path, 0, 10), 5, leader_epoch=2)
+    recovery.write_witness(str(tmp_path), 15)
+    path = tmp_path / name(10, 2)
+    with path.with_suffix(".cells").open("r+b") as file:
+        file.write(b"\xff" * 1024)  # the header page, with the mark
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 100)
+    found = recovery.recover(str(tmp_path), None, TOPIC)
+    assert (found.end, found.missing) == (15, 1)
+    for suffix in (".log", ".cells"):
+        path.with_suffix(suffix).unlink()
+    found = recovery.recover(str(tmp_path), None, TOPIC)
+    assert (found.end, found.missing) == (15, 5)
+
+
+def test_a_torn_note_says_nothing(tmp_path: Path) -> None:
+    write_file(tmp_path, 0, 10)
+    recovery.write_witness(str(tmp_path), 12)
+    (tmp_path / recovery.WITNESS).write_bytes((tmp_path / recovery.WITNESS).read_bytes().replace(b"12", b"92"))
+    assert recovery.recover(str(tmp_path), None, TOPIC).missing == 0
+
+
+def test_with_memory_intact_nothing_is_called_missing(tmp_path: Path) -> None:
+    write_file(tmp_path, 0, 10)
+    recovery.write_witness(str(tmp_path), 10)
+    (tmp_path / name(0)).unlink()
+    assert recovery.recover(str(tmp_path), 10).missing == 0  # the C threads look in memory first
+
+
+CHANGES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate"}
+
+
+def killed_before(change: int, body: Callable[[], object]) -> bool:
+    """Runs body in a child that dies before its change-th change of a directory or file (as Python's own audit events count them); whether it did."""
+    pid = os.fork()
+    if pid == 0:
+        left = change
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal left
+            if event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_CREAT | os.O_WRONLY | os.O_RDWR)):
+                left -= 1
+                if left == 0:
+                    os._exit(9)
+
+        sys.addaudithook(hook)
+        try:
+            body()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, 9)
+    return code == 9
+
+
+def a_log_after_a_bad_day(directory: Path) -> None:
+    """Files trimmed halfway, a rewrite installed halfway, the newest .log removed by hand: all that recovery has a step for."""
+    for path in sorted(directory.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    write_file(directory, 0, 10)
+    write_file(directory, 10, 10)
+    write_file(directory, 20, 10, sync=False)
+    rewrite = directory / recovery.REWRITE
+    rewrite.mkdir()
+    write_file(rewrite, 25, 10, size=5000)
+    (rewrite / name(25)).rename(directory / name(25))
+    write_file(directory, 35, 5)
+    (directory / name(35)).unlink()
+    recovery.write_checkpoint(str(directory), 12)
+    (directory / name(0).replace(".log", ".cells")).unlink()
+    (directory / "log_start.tmp").write_bytes(b"{")
+
+
+def test_recovery_killed_before_any_of_its_changes_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    a_log_after_a_bad_day(tmp_path)
+    want = recovery.recover(str(tmp_path), None, TOPIC)
+    assert (want.log_start, want.end, want.missing) == (12, 40, 5)
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".log"}
+    change = 1
+    while True:
+        a_log_after_a_bad_day(tmp_path)
+        killed = killed_before(change, lambda: recovery.recover(str(tmp_path), None, TOPIC))
+        again = recovery.recover(str(tmp_path), None, TOPIC)
+        assert again._replace(cut_bytes=0) == want._replace(cut_bytes=0), change
+        assert {path.name: path.stat().st_size for path in tmp_path.iterdir() if path.suffix == ".log"} == {n: len(b) for n, b in left.items()}
+        for entry in again.files:
+            problems = ffi.new("size_t *")
+            check(lib.sl_file_verify(os.fsencode(tmp_path), entry.name.encode(), ffi.NULL, 0, problems))
+            assert problems[0] == (entry.base_offset == 0), (change, entry)  # trimmed away in part: its table is gone, and nobody reads it
+        if not killed:
+            break
+        change += 1
+    assert change > 6
+
+
+def test_a_trim_killed_before_any_of_its_changes_loses_only_what_it_was_told_to(tmp_path: Path) -> None:
+    change = 1
+    while True:
+        for path in tmp_path.iterdir():
+            path.unlink()
+        write_file(tmp_path, write_file(tmp_path, write_file(tmp_path, 0, 10), 10), 10)
+        recovery.write_checkpoint(str(tmp_path), 3)
+
+        def trim() -> None:
+            recovery.write_checkpoint(str(tmp_path), 20)
+            recovery.remove_files(str(tmp_path), (name(0), name(10)))
+
+        killed = killed_before(change, trim)
+        found = recovery.recover(str(tmp_path), None, TOPIC)
+        assert found.end == 30 and found.missing == 0 and found.log_start in (3, 20)
+        assert found.log_start >= found.files[0].base_offset
+        assert found.log_start == 20 or len(found.files) == 3
+        if not killed:
+            break
+        change += 1
+    assert change > 5

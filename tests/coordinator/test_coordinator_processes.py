@@ -129,6 +129,15 @@ def test_a_broker_that_cannot_start_is_the_error_of_up(cluster: Cluster) -> None
     until(lambda: not shm.names(cluster.prefix) and not os.path.exists(config.run_dir(cluster.name)), "nothing to be left")
 
 
+def test_a_damaged_database_without_anything_to_rebuild_it_from_is_the_error_of_up(cluster: Cluster) -> None:
+    cluster.data.mkdir()
+    (cluster.data / "cluster.sqlite3").write_bytes(b"no database" * 1000)
+    with pytest.raises(errors.StorageError, match=r"cluster\.sqlite3.*not a database") as caught:
+        cluster.start()
+    assert type(caught.value) is errors.StorageError
+    assert (cluster.data / "cluster.sqlite3").read_bytes() == b"no database" * 1000
+
+
 def test_a_data_directory_in_use_is_the_error_of_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.start()
     other = Cluster(cluster.name + "b", cluster.data)
@@ -324,6 +333,38 @@ def fork_coordinator(cluster: Cluster, slot: int) -> int:
         data, fds, _, _ = socket.recv_fds(sock, 65536, 1)
         os.close(fds[0])
         return int(m.decode(data).pid)
+
+
+def logs(cluster: Cluster) -> str:
+    return "".join(path.read_text() for path in sorted((cluster.data / "logs").iterdir()))
+
+
+@pytest.mark.parametrize("suffixes", [("",), ("control",), ("control", "v"), ("control", "partitions", "waits", "rows")])
+def test_all_processes_of_a_cluster_whose_memory_was_removed_by_hand_end_and_say_why(cluster: Cluster, suffixes: tuple[str, ...]) -> None:
+    cluster.start(brokers=2)
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    for name in shm.names(cluster.prefix):
+        if name.startswith(tuple(f"{cluster.prefix}.{suffix}" for suffix in suffixes)):
+            shm.unlink(name)
+    until(lambda: not shmlog_processes(cluster), "nobody to be left")
+    assert "the cluster was discarded: its memory is gone" in logs(cluster)
+    assert os.path.exists(shm.DIRECTORY + shm.object_name(cluster.prefix, "control")) is False
+
+
+def test_a_standby_that_came_after_the_memory_was_removed_begins_nothing(cluster: Cluster) -> None:
+    """It has never seen the memory that is gone, and the lock comes free: what somebody removed must not come back from the disk."""
+    cluster.start()
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    active, standby = cluster.pid(COORDINATOR), cluster.pid(STANDBY)
+    for pid in (active, standby):
+        os.kill(pid, signal.SIGSTOP)  # neither sees it go
+    for name in shm.names(cluster.prefix):
+        shm.unlink(name)
+    late = fork_coordinator(cluster, 2)
+    until(lambda: any(os.readlink(fd).endswith("/lock") for fd in Path(f"/proc/{late}/fd").iterdir()), "it to ask for the lock")
+    cluster.kill(active, standby)
+    until(lambda: not shmlog_processes(cluster), "nobody to be left")
+    assert shm.names(cluster.prefix) == []
 
 
 def test_a_standby_whose_entry_was_taken_lists_itself_in_another(cluster: Cluster) -> None:
@@ -550,6 +591,20 @@ def test_deleted_blocks_come_free_through_their_broker(cluster: Cluster) -> None
     assert {p.block for p in second.partitions} == {p.block for p in first.partitions}
     assert second.topic_id != first.topic_id
     assert all(p.leader_epoch > first.partitions[0].leader_epoch for p in second.partitions)
+
+
+def test_deleted_blocks_come_free_though_the_coordinator_died_before_it_was_told(cluster: Cluster) -> None:
+    cluster.start()
+    session = cluster.session()
+    topic(session, "t")
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    broker, active = cluster.pid(BROKER), cluster.pid(COORDINATOR)
+    os.kill(broker, signal.SIGSTOP)
+    session.request(m.DeleteTopics(("t",)))
+    cluster.kill(active)
+    until(lambda: not os.path.exists(f"/proc/{active}"), "it to be gone")
+    os.kill(broker, signal.SIGCONT)
+    until(lambda: not m.decode_deleting(session.view.deleting), "the broker to report it removed")
 
 
 def test_trims_go_to_the_leader_and_unknown_partitions_fail_alone(cluster: Cluster) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 
 from shmlog import messages as m
+from shmlog import shm
 from shmlog._ffi import ffi, lib
 from shmlog.client.session import attach
 
@@ -32,6 +33,8 @@ def main(start: m.BrokerStart) -> int:
             try:
                 sock, unframer = connect(session.run_dir), m.Unframer()
             except OSError:
+                if shm.identity(shm.object_name(shm.prefix(start.cluster), "control")) is None:
+                    return 1
                 time.sleep(0.002)
                 continue
             if os.path.exists(os.path.join(marks, "die")):
