@@ -6,7 +6,7 @@ allows is *polluted*: it is run again, a bounded number of times, and counts onl
 finished round is a line in the run's file; a run that was interrupted goes on behind it.
 
 Nothing is left behind: ends and servers die with this process (PR_SET_PDEATHSIG), are ended by pid in `finally`, and what they keep lies in
-temporary directories of the run.
+temporary directories of the run (after a kill -9 the next run removes these).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 MARK = "SHMLOG_BENCH_MARK"
+DIRECTORY = "shmlog-bench-"  # and the pid: how temporary directories begin
 QUIET_STOLEN_PERCENT = 2.0
 QUIET_STRANGERS_PERCENT = 8.0  # of all cores together
 limit_s = 60.0  # no round takes longer (--limit): what has not answered by then is ended and the round failed
@@ -256,8 +257,7 @@ def together(peer: Any, ends: Sequence[tuple[str, dict[str, Any]]], limit: float
 @contextlib.contextmanager
 def started(peer: Any) -> Iterator[Any]:
     """A peer between start() and stop(). Temporary directories are made and removed here: one on the disk, one in memory."""
-    disk = tempfile.mkdtemp(prefix="shmlog-bench-", dir=scratch())
-    memory = tempfile.mkdtemp(prefix="shmlog-bench-", dir="/dev/shm")
+    disk, memory = (tempfile.mkdtemp(prefix=f"{DIRECTORY}{os.getpid()}-", dir=where) for where in (scratch(), "/dev/shm"))
     peer.directory, peer.memory_directory = disk, memory
     try:
         peer.start()
@@ -272,6 +272,15 @@ def started(peer: Any) -> Iterator[Any]:
                 if peer.id in name:
                     with contextlib.suppress(OSError):
                         os.unlink(f"/dev/shm/{name}")
+
+
+def sweep() -> None:
+    """Removes directories of runs that were killed: their names hold the pid of one that does not live any more."""
+    for where in (scratch(), "/dev/shm"):
+        for entry in Path(where).glob(f"{DIRECTORY}*"):
+            pid = entry.name[len(DIRECTORY) :].partition("-")[0]
+            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def scratch() -> str:
@@ -419,7 +428,8 @@ def file_system(path: str) -> str:
 
 
 def mark() -> None:
-    """Everything started from here on is known as this run's."""
+    """Everything started from here on is known as this run's. What a killed one left goes."""
+    sweep()
     os.environ[MARK] = secrets.token_hex(8)
 
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .harness import Failed, no_interrupt, results_directory, scratch
+from .harness import DIRECTORY, Failed, no_interrupt, results_directory, scratch
 from .worker import die_with_parent
 
 
@@ -107,7 +107,7 @@ class Kafka:
         return cls.running
 
     def __init__(self) -> None:
-        self.directory = tempfile.mkdtemp(prefix="shmlog-bench-kafka-", dir=scratch())
+        self.directory = tempfile.mkdtemp(prefix=f"{DIRECTORY}{os.getpid()}-kafka-", dir=scratch())
         self.port, controller = free_port(), free_port()
         config = f"{self.directory}/server.properties"
         Path(config).write_text(f"""

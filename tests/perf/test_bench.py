@@ -136,6 +136,11 @@ def test_nothing_is_left_when_it_is_stopped(tmp_path: Path, number: int) -> None
         assert not left and not list((tmp_path / "runs" / "scratch").iterdir())
         assert "Traceback" not in (tmp_path / "err").read_text()
     until(lambda: not marked(mark), f"{marked(mark)} ended")
+    if number == signal.SIGKILL:  # its directories could not go with it; the next run removes them
+        left = [*Path("/dev/shm").glob(f"shmlog-bench-{process.pid}-*"), *(tmp_path / "runs" / "scratch").iterdir()]
+        assert len(left) == 2
+        assert bench(tmp_path, "latency", "--peer", "Pipe").returncode == 0
+        assert not [directory for directory in left if directory.exists()]
 
 
 def test_an_adapter_of_the_readers_own_takes_part(tmp_path: Path) -> None:
