@@ -178,7 +178,7 @@ def _measure(asked: argparse.Namespace, harness: Any, here: list[Any], absent: d
         harness.progress(f"without {name}: {why}")
     harness.run_cells(cells, plan, store, begun, harness.progress)
     store.end()
-    summaries = [harness.summary(cell, store.done[cell.id]) for cell in cells]
+    summaries = [harness.summary(cell, store.done.get(cell.id, [])) for cell in cells]
     results = {
         "format": 1,
         "tool": "shmlog bench",
