@@ -212,7 +212,7 @@ def curves(cells: list[dict[str, Any]]) -> str:
                 lines.append((cell, points))
     if not lines:
         return ""
-    left, right, top, bottom, width, height = 52, 172, 14, 34, 580, 372
+    left, right, top, bottom, width, height = 52, 182, 14, 34, 580, 372
     deepest = max(-math.log10(1 - p) for _, points in lines for p, _ in points)
     ns = [max(1, v) for _, points in lines for _, v in points]
     y_axis = Axis([float(min(ns)), float(max(ns))], log=True)
