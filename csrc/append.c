@@ -120,8 +120,8 @@ static int wait_for_room(sl_appender *a, int64_t deadline_ns, sl_append_result *
     uint32_t seen = sl_sleep_begin(s->row, SL_SLEEPS_FUTEX);
     sl_bits_set(s->waits->commit, s->row_index);
     int rc = SL_OK;
-    /* SYNC room: announced, look again; pairs with the wake after recycle_publish */
-    if (sl_cur_number(sl_load_sc(&s->p->cur)) == number && sl_log_buffer(s->p, number + 1) == 0 &&
+    /* SYNC room: announced, look again: at what wakes after recycle_publish, and at what wakes because a segment may be reused now (a tether that moved) */
+    if (sl_log_recycle(s->cluster, s->row_index, s->block) <= 0 && sl_cur_number(sl_load_sc(&s->p->cur)) == number && sl_log_buffer(s->p, number + 1) == 0 &&
         sl_load_acquire(&sl_cluster_control(s->cluster)->cluster_state) != SL_CLUSTER_DOWN) {
         int64_t until = deadline_ns < now + WAIT_SLICE_NS ? deadline_ns : now + WAIT_SLICE_NS;
         rc = sl_futex_wait(&s->row->wake, seen, until);

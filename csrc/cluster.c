@@ -24,7 +24,7 @@ struct sl_cluster {
     char prefix[96];
     uint64_t serial;
     sl_control *control;
-    sl_table *partitions, *waits, *rows;
+    sl_table *partitions, *waits, *rows, *meters; /* meters: NULL without that object */
     uint32_t fork_generation;
     uint32_t idle_maps;
     uint64_t mapped_bytes;
@@ -124,11 +124,14 @@ static int attach(const char *prefix, const char *suffix, uint32_t kind, uint64_
 #define WAITS_BYTES (SL_TABLE_HEADER_BYTES + (uint64_t)SL_MAX_PARTITIONS * sizeof(sl_waits))
 #define ROWS_BYTES (SL_TABLE_HEADER_BYTES + (uint64_t)SL_MAX_ROWS * sizeof(sl_row))
 
+#define METERS_BYTES (SL_TABLE_HEADER_BYTES + (uint64_t)SL_MAX_METERS * sizeof(sl_meter))
+
 static void detach(sl_cluster *c) {
     if (c->control) munmap(c->control, sizeof *c->control);
     if (c->partitions) munmap(c->partitions, PARTITIONS_BYTES);
     if (c->waits) munmap(c->waits, WAITS_BYTES);
     if (c->rows) munmap(c->rows, ROWS_BYTES);
+    if (c->meters) munmap(c->meters, METERS_BYTES);
     pthread_mutex_destroy(&c->lock);
     free(c);
 }
@@ -152,6 +155,9 @@ int sl_cluster_open(const char *prefix, sl_cluster **out) {
                         memcmp(c->control->header.cluster_id, c->rows->header.cluster_id, 16)))
         rc = SL_E_HALFMADE; /* objects of two lives of a cluster: one is being made just now */
     if (rc < 0) { detach(c); return rc; }
+    /* Statistics: nobody fails because they are missing, damaged or of another life. */
+    if (attach(prefix, "meters", SL_KIND_METERS, METERS_BYTES, (void **)&c->meters) == SL_OK &&
+        memcmp(c->control->header.cluster_id, c->meters->header.cluster_id, 16)) { munmap(c->meters, METERS_BYTES); c->meters = NULL; }
     *out = c;
     return SL_OK;
 }
@@ -184,6 +190,12 @@ static void *table_entry(sl_table *t, uint32_t index, uint32_t max, uint64_t ent
 sl_partition *sl_cluster_partition(sl_cluster *c, uint32_t block) { return table_entry(c->partitions, block, SL_MAX_PARTITIONS, sizeof(sl_partition)); }
 sl_waits *sl_cluster_waits(sl_cluster *c, uint32_t block) { return table_entry(c->waits, block, SL_MAX_PARTITIONS, sizeof(sl_waits)); }
 sl_row *sl_cluster_row(sl_cluster *c, uint32_t row) { return table_entry(c->rows, row, SL_MAX_ROWS, sizeof(sl_row)); }
+
+sl_meter *sl_cluster_meter(sl_cluster *c, uint32_t index) { return c->meters ? table_entry(c->meters, index, SL_MAX_METERS, sizeof(sl_meter)) : NULL; }
+uint32_t sl_cluster_meters(sl_cluster *c) {
+    uint32_t n = c->meters ? sl_load_acquire(&c->meters->allocated) : 0;
+    return n < SL_MAX_METERS ? n : SL_MAX_METERS;
+}
 
 static uint32_t table_used(sl_table *t, uint32_t max) {
     uint32_t used = sl_load_sc(&t->used), allocated = sl_load_acquire(&t->allocated);

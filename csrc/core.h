@@ -1,4 +1,4 @@
-/* What the C core offers to the Python side (by cffi, verbatim) and its files to each other. A library for C programs (shmlog.h) is not there yet.
+/* What the C core offers to the Python side (by cffi, verbatim), to the library for C programs (shmlog.h, shmlog.c) and its files to each other.
  *
  * One int64_t or int return carries a result (>= 0) or a code (SL_E_*, < 0). Deadlines are absolute CLOCK_MONOTONIC nanoseconds; 0 = do not
  * wait. No function waits without one, allocates on the append or poll path, or calls back. A call that a signal interrupts while it waits returns
@@ -66,6 +66,8 @@ sl_waits *sl_cluster_waits(sl_cluster *cluster, uint32_t block);
 sl_row *sl_cluster_row(sl_cluster *cluster, uint32_t row);
 uint32_t sl_cluster_partitions_used(sl_cluster *cluster);
 uint32_t sl_cluster_rows_used(sl_cluster *cluster);
+sl_meter *sl_cluster_meter(sl_cluster *cluster, uint32_t index);          /* NULL: not allocated */
+uint32_t sl_cluster_meters(sl_cluster *cluster);                          /* how many there are, 0 without the object */
 uint64_t sl_cluster_mapped_bytes(sl_cluster *cluster);
 
 /* ---- segments ---- */
@@ -209,6 +211,11 @@ void sl_row_wakeup(sl_cluster *cluster, uint32_t row);   /* any thread */
 /* Sleeps on control.view_changes while it is `seen`. */
 int sl_view_wait(sl_cluster *cluster, uint32_t seen, int64_t deadline_ns);
 
+/* ---- meters (meter.c) ---- */
+uint32_t sl_meter_bucket(int64_t ns);
+int64_t sl_meter_bound_ns(uint32_t bucket);       /* the least age that falls into it */
+uint32_t sl_meters_taken(sl_cluster *cluster);
+
 /* ---- many views at once (views.c) ---- */
 /* Bytes that keys, values, headers and dtypes of the views take; *lo, *hi the least range of addresses that holds them all (0, 0: none). */
 int64_t sl_views_span(const sl_view *views, size_t n, uintptr_t *lo, uintptr_t *hi);
@@ -349,6 +356,7 @@ int sl_row_names_block(const sl_row *row, uint32_t block);            /* 1: a ha
 
 /* ---- between the files of the core -------------------------------------------------------------------------------------------------- */
 void sl_set_errno(int saved_errno);
+int sl_process_alive(uint32_t pid, uint64_t start_ticks);   /* exactly this process runs (a zombie does not) */
 
 typedef struct sl_map {            /* a mapped segment; cached by buffer id, counted */
     sl_segment *segment;

@@ -106,7 +106,8 @@ int sl_boot_id(uint8_t out[16]) {
     return SL_E_SYS;
 }
 
-uint64_t sl_start_ticks(uint32_t pid) {
+/* Fields 3 and 22 of /proc/<pid>/stat: state letter and start ticks; 0 ticks if there is no such process. */
+static uint64_t read_stat(uint32_t pid, char *state) {
     char path[40], text[1024];
     snprintf(path, sizeof path, "/proc/%u/stat", pid);
     ssize_t n = read_small(path, text, sizeof text - 1);
@@ -118,12 +119,23 @@ uint64_t sl_start_ticks(uint32_t pid) {
     p++;
     for (int field = 3; field <= 22; field++) { /* p stands on the blank before this field */
         while (*p == ' ') p++;
+        if (field == 3) *state = *p;
         if (field == 22) break;
         while (*p && *p != ' ') p++;
     }
     uint64_t ticks = 0;
     while (*p >= '0' && *p <= '9') ticks = ticks * 10 + (uint64_t)(*p++ - '0');
     return ticks;
+}
+
+uint64_t sl_start_ticks(uint32_t pid) {
+    char state;
+    return read_stat(pid, &state);
+}
+
+int sl_process_alive(uint32_t pid, uint64_t start_ticks) {
+    char state = 'X';
+    return pid != 0 && read_stat(pid, &state) == start_ticks && start_ticks != 0 && state != 'Z' && state != 'X' && state != 'x';
 }
 
 #ifdef SL_FAILPOINTS

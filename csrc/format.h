@@ -5,6 +5,7 @@
  *   partitions     one 1 KiB block a partition: cur, directory, offsets        producers and brokers write, consumers read
  *   waits          256 B a partition: who sleeps, who tethers                 everybody writes
  *   rows           256 B a registered thread: hazard words, pins, wake word   its owner writes, recyclers read
+ *   meters         512 B a reader of a partition: where it is, ages of records  its owner writes, `shmlog top` reads
  *   v<n>           one snapshot of the metadata ("cluster view")              immutable once `control.view_version` names it
  *   s<buffer id>   a segment: header, cell table, arena                       producers write, consumers map read-only
  *
@@ -28,6 +29,7 @@
 #define SL_KIND_ROWS 4
 #define SL_KIND_VIEW 5
 #define SL_KIND_SEGMENT 6
+#define SL_KIND_METERS 7
 
 /* sl_object_header.state */
 #define SL_OBJECT_HALFMADE 0
@@ -35,6 +37,9 @@
 
 #define SL_MAX_PARTITIONS 16384
 #define SL_MAX_ROWS 4096
+#define SL_MAX_METERS 16384
+#define SL_METER_BUCKETS 96
+#define SL_METER_LOW_BITS 7         /* bucket 0: below 128 ns; then 4 an octave; the last: 1.75 s and more */
 #define SL_MAX_PROCESSES 64
 #define SL_DIR_SLOTS 32
 #define SL_VIEW_PINS 8
@@ -240,6 +245,19 @@ typedef struct sl_row {
     uint8_t  pad1[80];
 } sl_row;
 
+/* ---- meters -------------------------------------------------------------------------------------------------------------------------- */
+
+/* What one reader has seen of one partition. The object may be missing or full: statistics, nothing depends on them. See meter.c */
+typedef struct sl_meter {
+    uint64_t owner;                 /*   0 {row + 1 : 32 | block : 32}; 0 free. By CAS; back to 0 by the owner, or the coordinator after its death */
+    uint32_t claims;                /*   8 +1 by each new owner, who then clears the rest */
+    uint32_t pad0;
+    uint64_t position;              /*  16 offset of the next record */
+    uint64_t records;               /*  24 handed out since it was claimed */
+    uint8_t  pad1[96];
+    uint32_t counts[SL_METER_BUCKETS]; /* 128 ages (read minus timestamp) of records read from memory, sampled; bucket by sl_meter_bucket() */
+} sl_meter;
+
 /* ---- segment ------------------------------------------------------------------------------------------------------------------------- */
 
 /* sl_segment.claim, phase: whose a buffer is. One word, so that no two can think it theirs; the steps are in log.c */
@@ -384,6 +402,7 @@ SL_AT(sl_partition, wanted_bytes, 384);  SL_AT(sl_partition, dir, 512);  SL_AT(s
 SL_AT(sl_partition, file_base_offset, 896);
 SL_SIZE(sl_waits, 256);  SL_AT(sl_waits, tethers, 128);
 SL_SIZE(sl_row, 256);  SL_AT(sl_row, state, 128);  SL_AT(sl_row, wake, 144);
+SL_SIZE(sl_meter, 512);  SL_AT(sl_meter, counts, 128);
 SL_SIZE(sl_segment, SL_SEGMENT_HEADER_BYTES);  SL_AT(sl_segment, base, 256);  SL_AT(sl_segment, alloc_units, 384);
 SL_AT(sl_segment, hint, 512);  SL_AT(sl_segment, first_append_ns, 640);
 SL_SIZE(sl_frame, SL_FRAME_HEADER_BYTES);

@@ -27,7 +27,7 @@ void sl_spill_leave(sl_broker *b, sl_bp *p) {
 int sl_spill_hold(sl_broker *b, sl_bp *p, uint64_t number) {
     uint32_t id = sl_log_buffer(p->words, number);
     if (!id) return 0;
-    sl_store_sc(&b->row->hazard[0], sl_pin_make(p->block, number)); /* SYNC pin: then the directory again; pairs with the take-out, then the scan */
+    sl_store_sc(&b->row->hazard[0], sl_pin_make(p->block, number)); /* SYNC pin_store: then the directory again; pairs with the take-out, then the scan */
     if (sl_log_buffer(p->words, number) != id) { sl_store_release(&b->row->hazard[0], 0); return 0; }
     if (p->map && p->map->buffer == id) return 1;
     sl_spill_leave(b, p);
@@ -218,7 +218,7 @@ int sl_gather(sl_broker *b, sl_bp *p, sl_batch *t, uint64_t base) {
 
     /* 1. Cells, each loaded once, as far as one span of the arena holds their frames. */
     for (uint32_t i = first; i < map->cell_count && n < SL_BATCH_PIECES; i++) {
-        uint64_t w = sl_load_acquire(&map->cells[i]); /* SYNC cell-publish: its frame was written before; pairs with cell_cas in append.c */
+        uint64_t w = sl_load_acquire(&map->cells[i]); /* SYNC cell_cas: its frame was written before */
         if (!w) break;
         if (cell_believable(w, p->number, map) && sl_cell_type(w) != SL_CELL_SEAL && base + sl_cell_rel(w) >= p->next_offset) {
             uint32_t unit = sl_cell_unit(w), l = unit < lo ? unit : lo, h = unit > hi ? unit : hi;

@@ -29,6 +29,7 @@
 #include <string.h>
 
 #include "log.h"
+#include "meter.h"
 
 static int topic_is(const sl_hold *s) { return memcmp(s->p->topic_id, s->topic_id, 16) == 0; }
 
@@ -144,7 +145,7 @@ int sl_hold_seal(sl_hold *s) {
         uint64_t w = 0;
         uint32_t rel = s->index == 0 ? 0 : sl_cell_end(s->prev);
         SL_FAILPOINT(seal_cas);
-        if (sl_cas_sc(&s->map->cells[s->index], &w, sl_cell_make(SL_CELL_SEAL, 0, rel, 0, s->number))) return SL_OK; /* SYNC seal_cas: as cell_cas */
+        if (sl_cas_sc(&s->map->cells[s->index], &w, sl_cell_make(SL_CELL_SEAL, 0, rel, 0, s->number))) return SL_OK; /* SYNC seal_cas: pairs as cell_cas */
     }
 }
 
@@ -158,7 +159,7 @@ int sl_hold_rotate(sl_hold *s) {
     if (rc < 0) return rc == SL_E_NOENT ? SL_OK : rc; /* recycled meanwhile: then `cur` has moved */
     uint32_t other = 1 - s->h;
     SL_FAILPOINT(rotate_hazard_next);
-    sl_store_sc(&s->row->hazard[other], sl_pin_make(s->block, next)); /* SYNC rotate_hazard_next: a helper names what it writes into (flaw F2) */
+    sl_store_sc(&s->row->hazard[other], sl_pin_make(s->block, next)); /* SYNC rotate_hazard_next: a helper names what it writes into (flaw F2); pairs with recycle_scan */
     SL_FAILPOINT(rotate_recheck);
     rc = SL_OK;
     if (sl_load_sc(&s->p->cur) == s->cur) {
@@ -287,7 +288,7 @@ static void take_out(sl_cluster *cluster, uint32_t block, sl_partition *p, uint6
                 sl_fetch_add_relaxed(&p->dropped_records, end - from);
             }
         }
-        if (sl_cas_sc(slot, &d, sl_dir_make(sl_dir_epoch(d), r, 0))) return; /* SYNC recycle_takeout: then scan */
+        if (sl_cas_sc(slot, &d, sl_dir_make(sl_dir_epoch(d), r, 0))) return; /* SYNC recycle_takeout: then scan; pairs with pin_store */
     }
 }
 
@@ -529,6 +530,7 @@ int sl_row_clean(sl_cluster *cluster, uint32_t row_index) {
         if (woke) sl_wake_bits(cluster, waits->commit);
     }
     sl_store_release(&row->sleeping, SL_AWAKE);
+    sl_meter_clean(cluster, row_index);
     return left;
 }
 
@@ -597,26 +599,32 @@ int sl_log_open_epoch(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_
     int rc = sl_hold_init(&s, cluster, row, block, NULL);
     if (rc < 0) return rc;
     sl_partition *p = s.p;
-    uint64_t c = sl_load_acquire(&p->cur), number = sl_cur_number(c);
-    int had_memory = number != 0 && sl_log_buffer(p, number) != 0;
-    if (had_memory) { /* the name of the active segment may be gone (a stray unlink): then the files are all there is, as after a reboot */
-        sl_map *m;
-        rc = sl_map_get(cluster, sl_log_buffer(p, number), 0, &m);
-        if (rc == SL_E_NOENT) had_memory = 0;
-        else if (rc == SL_OK) sl_map_put(cluster, m);
-    }
-    if (had_memory) {
-        rc = fence(&s, leader_epoch);
-        if (rc < 0) goto out;
-        uint64_t end = s.base + (s.index == 0 ? 0 : sl_cell_end(s.prev));
-        if (end > base_offset) base_offset = end;
-    } else { /* a fresh block, or one whose old life left nothing: only the numbers go on, beyond any that stood ready (they never repeat) */
-        uint64_t to;
-        do {
-            number = sl_cur_number(c);
-            if (number && !(sl_cur_fenced(c) && sl_cur_epoch(c) == (leader_epoch & 0x7fffff))) number += 2 * SL_DIR_SLOTS;
-            to = sl_cur_make(leader_epoch, 1, number);
-        } while (!sl_cas_sc(&p->cur, &c, to));
+    uint64_t c, number;
+    int had_memory;
+    for (;;) {
+        c = sl_load_acquire(&p->cur);
+        number = sl_cur_number(c);
+        SL_FAILPOINT(open_look);
+        had_memory = number != 0 && sl_log_buffer(p, number) != 0;
+        if (had_memory) { /* the name of the active segment may be gone (a stray unlink): then the files are all there is, as after a reboot */
+            sl_map *m;
+            rc = sl_map_get(cluster, sl_log_buffer(p, number), 0, &m);
+            if (rc == SL_E_NOENT) had_memory = 0;
+            else if (rc == SL_OK) sl_map_put(cluster, m);
+        }
+        if (had_memory) {
+            rc = fence(&s, leader_epoch);
+            if (rc < 0) goto out;
+            number = s.number; /* producers may have rotated since the look at `cur`; from the fence on nobody does */
+            uint64_t end = s.base + (s.index == 0 ? 0 : sl_cell_end(s.prev));
+            if (end > base_offset) base_offset = end;
+            break;
+        }
+        /* A fresh block, or one whose old life left nothing: only the numbers go on, beyond any that stood ready (they never repeat). That there is nothing
+         * holds if `cur` has not moved: else the segment may have been left and recycled since, and there is another. */
+        if (number != 0 && later(sl_cur_epoch(c), leader_epoch & 0x7fffff, 23)) { rc = SL_E_FENCED; goto out; }
+        if (number && !(sl_cur_fenced(c) && sl_cur_epoch(c) == (leader_epoch & 0x7fffff))) number += 2 * SL_DIR_SLOTS;
+        if (sl_cas_sc(&p->cur, &c, sl_cur_make(leader_epoch, 1, number))) break; /* SYNC fence_cas */
     }
     /* A leader that was stopped here while a later one opened may not take anything back. */
     uint32_t known = sl_load_acquire(&p->leader_epoch);
@@ -655,17 +663,26 @@ int sl_log_open_epoch(sl_cluster *cluster, uint32_t row, uint32_t block, uint32_
         if (rc < 0) goto out;
         used_buffer = 1;
     }
-    for (uint64_t n = next; sl_log_buffer(p, n); n++) { /* segments made ready under the old epoch belong to this one from the start */
+    /* Segments made ready under the old epoch belong to this one from the start. Each is named while it is written to, and its epoch only grows: by now a later
+     * leader may have opened, and we may have been stopped for several lives of the buffer. */
+    uint64_t *named_by = &s.row->hazard[1 - s.h];
+    for (uint64_t n = next; rc >= 0 && (buffer = sl_log_buffer(p, n)) != 0; n++) {
         sl_map *m;
-        if ((rc = sl_map_get(cluster, sl_log_buffer(p, n), 1, &m)) < 0) goto out;
-        m->segment->leader_epoch = leader_epoch;
-        if (n == next) {
-            uint64_t base = sl_word_make((uint32_t)next, SL_BASE_UNSET), mine = sl_word_make((uint32_t)next, base_offset);
-            if (!sl_cas_sc(&m->segment->base, &base, mine) && base != mine) rc = SL_E_DAMAGED; /* SYNC base_cas */
-        }
+        if ((rc = sl_map_get(cluster, buffer, 1, &m)) < 0) break;
+        sl_store_sc(named_by, sl_pin_make(block, n)); /* SYNC pin_store: then the directory again; pairs with recycle_takeout, then scan */
+        SL_FAILPOINT(open_ready);
+        if (sl_log_buffer(p, n) == buffer && m->segment->number == n) {
+            uint32_t was = sl_load_relaxed(&m->segment->leader_epoch);
+            while ((int32_t)(leader_epoch - was) > 0 && !sl_cas_sc(&m->segment->leader_epoch, &was, leader_epoch)) {}
+            if (n == next) {
+                uint64_t base = sl_word_make((uint32_t)next, SL_BASE_UNSET), mine = sl_word_make((uint32_t)next, base_offset);
+                if (!sl_cas_sc(&m->segment->base, &base, mine) && base != mine) rc = SL_E_DAMAGED; /* SYNC base_cas */
+            }
+        } else rc = SL_E_FENCED; /* recycled: `cur` has moved past it, under a later leader */
         sl_map_put(cluster, m);
-        if (rc < 0) goto out;
     }
+    sl_store_release(named_by, 0); /* SYNC hazard_clear */
+    if (rc < 0) goto out;
     if (!had_memory) /* nothing below base_offset is in memory, all of it is in the files */
         for (int which = SL_WORD_HIGH_WATERMARK; which <= SL_WORD_DURABLE; which++) sl_log_advance(cluster, block, which, leader_epoch, base_offset);
     c = sl_cur_make(leader_epoch, 1, number);
@@ -742,7 +759,8 @@ static int wait_word(sl_cluster *cluster, uint32_t row_index, uint32_t block, co
             uint32_t storage = sl_load_acquire(&p->storage_state);
             return storage == SL_STORAGE_DISK_FULL ? SL_E_DISK_FULL : storage == SL_STORAGE_DISK_ERROR ? SL_E_IO : SL_E_TIMEOUT;
         }
-        if (which == SL_WORD_DURABLE && !sl_load_acquire(&p->sync_wanted)) sl_store_sc(&p->sync_wanted, 1);
+        /* SYNC sync_wanted: sc, behind the cell_cas of what we wait for; pairs with spill_batch(): cleared, then the cells */
+        if (which == SL_WORD_DURABLE && !sl_load_sc(&p->sync_wanted)) sl_store_sc(&p->sync_wanted, 1);
         sl_bell_ring(cluster, sl_load_relaxed(&p->bell_process));
         uint32_t seen = sl_sleep_begin(row, SL_SLEEPS_FUTEX);
         sl_bits_set(waits->commit, row_index);

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "log.h"
+#include "meter.h"
 
 #define FILE_BUFFER_BYTES (1u << 20)
 #define FILE_CELLS 2048
@@ -46,6 +47,9 @@ struct sl_reader {
     buffer *buffer;
     uint64_t damage_end;        /* behind the damage at `position` that the last poll found; <= position: unknown */
     int from_memory;            /* where the last views point */
+    sl_meter *meter;            /* NULL: none yet, or none is free */
+    uint32_t unmeasured;        /* polls until the next look at the clock, or for a meter */
+    int searching;              /* for a time: not a reader's reading */
 };
 
 static buffer *buffer_new(uint64_t capacity) {
@@ -127,6 +131,7 @@ static void leave_file(sl_reader *r) {
 void sl_reader_close(sl_reader *r) {
     if (!r->cluster || sl_cluster_check(r->cluster) == SL_OK) {
         if (r->tether >= 0) sl_reader_tether(r, 0);
+        if (r->meter) sl_meter_give(r->meter, r->row_index, r->block);
         if (r->cluster) leave_memory(r);
     }
     leave_file(r);
@@ -491,7 +496,7 @@ static int deleted(sl_reader *r) {
     return sl_load_acquire(&r->p->state) != SL_PARTITION_LIVE || memcmp(r->p->topic_id, r->topic_id, 16) != 0;
 }
 
-int64_t sl_reader_poll(sl_reader *r, sl_view *views, size_t max_views, uint64_t max_bytes, int verify_crc) {
+static int64_t poll_once(sl_reader *r, sl_view *views, size_t max_views, uint64_t max_bytes, int verify_crc) {
     budget b = {.views = views, .max = max_views, .max_bytes = max_bytes, .limit = UINT64_MAX, .verify_crc = verify_crc};
     if (max_views == 0) return SL_E_INVALID;
     if (!r->cluster) return poll_file(r, UINT64_MAX, &b);
@@ -534,6 +539,26 @@ int64_t sl_reader_poll(sl_reader *r, sl_view *views, size_t max_views, uint64_t 
     r->nowhere = 1;
     r->nowhere_cur = cur;
     return 0;
+}
+
+/* What the poll leaves for `shmlog top`: where the reader is, and now and then how old the newest record was. */
+static inline void measure(sl_reader *r, const sl_view *views, int64_t n) {
+    int due = r->unmeasured == 0 || n >= SL_METER_MANY;
+    if (sl_unlikely(!r->meter)) {
+        if (r->unmeasured) { r->unmeasured--; return; }
+        r->meter = sl_meter_take(r->cluster, r->row_index, r->block);
+        if (!r->meter) { r->unmeasured = SL_METER_RETRY; return; }
+    }
+    sl_meter_note(r->meter, r->position, (uint64_t)n);
+    if (!due) { r->unmeasured--; return; }
+    r->unmeasured = SL_METER_EVERY - 1;
+    if (r->number) sl_meter_age(r->meter, sl_wall_ns() - views[n - 1].timestamp_ns); /* not what comes from a file: that is history */
+}
+
+int64_t sl_reader_poll(sl_reader *r, sl_view *views, size_t max_views, uint64_t max_bytes, int verify_crc) {
+    int64_t n = poll_once(r, views, max_views, max_bytes, verify_crc);
+    if (n > 0 && r->cluster && !r->searching) measure(r, views, n);
+    return n;
 }
 
 /* ---- leases ---- */
@@ -742,6 +767,7 @@ int64_t sl_reader_offset_for_time(sl_reader *r, int64_t timestamp_ns, int64_t *f
         if (from < start) from = start;
     }
     sl_reader_seek(r, from);
+    r->searching = 1;
     int64_t result = -1;
     sl_view views[64];
     for (;;) {
@@ -753,6 +779,7 @@ int64_t sl_reader_offset_for_time(sl_reader *r, int64_t timestamp_ns, int64_t *f
             if (views[i].timestamp_ns >= timestamp_ns) { result = views[i].offset; if (found_ns) *found_ns = views[i].timestamp_ns; }
         if (result >= 0) break;
     }
+    r->searching = 0;
     sl_reader_seek(r, saved);
     return result;
 }

@@ -227,6 +227,7 @@ static int spill_batch(sl_broker *b, sl_bp *p, sl_batch *t, int64_t now) {
     if (p->rolling) return 0;
     if (!p->sync_asked && sl_load_relaxed(&p->words->sync_wanted)) {
         sl_store_sc(&p->words->sync_wanted, 0); /* SYNC sync_wanted: before the cells are read; who sets it later is served by the next round */
+        sl_fence_sc();                          /* and who still found it set has appended before: pairs with wait_word() */
         p->sync_asked = 1;
     }
     int rc = sl_spill_hold(b, p, p->number);

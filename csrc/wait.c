@@ -43,6 +43,7 @@ uint32_t sl_sleep_begin(sl_row *row, uint32_t how) {
     /* Owner: this row's thread; wakers add to `wake` too, so it is an RMW. */
     uint32_t s = sl_fetch_add_sc(&row->wake, 1) + 1;
     sl_store_sc(&row->sleeping, how); /* SYNC announce: before the bits; pairs with wake_row() */
+    SL_FAILPOINT(wait_announce);
     return s;
 }
 
@@ -50,7 +51,10 @@ void sl_sleep_end(sl_row *row) { sl_store_release(&row->sleeping, SL_AWAKE); }
 
 void sl_bits_set(uint64_t *bits, uint32_t row) {
     uint32_t b = row < OWN_BITS ? row : OWN_BITS;
-    sl_fetch_or_sc(&bits[b / 64], UINT64_C(1) << (b % 64)); /* SYNC announce: then the sleeper looks again; pairs with the load after cell_cas */
+    sl_fetch_or_sc(&bits[b / 64], UINT64_C(1) << (b % 64));
+    /* SYNC announce: then the sleeper looks again, at words of many kinds; the fence keeps each of these looks behind the bit, whatever its own order (an
+     * acquire load may pass the store half of an RMW on ARM). Pairs with the load after cell_cas. */
+    sl_fence_sc();
     SL_FAILPOINT(announce_bit);
 }
 

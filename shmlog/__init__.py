@@ -53,7 +53,14 @@ _EXPORTS = {
     "TopicPartition": ("shmlog.types", "TopicPartition"),
 }
 
-__all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604 (the names are strings, ruff cannot see it)
+__all__ = ["__version__", "get_include", *_EXPORTS]  # noqa: PLE0604 (the names are strings, ruff cannot see it)
+
+
+def get_include() -> str:
+    """The directory of shmlog.h, for C programs: `cc -I$(python -c 'import shmlog; print(shmlog.get_include())')`. The library is `make install-c`."""
+    import os
+
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")
 
 
 def __getattr__(name: str) -> Any:

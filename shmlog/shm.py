@@ -29,7 +29,7 @@ GROW_ENTRIES = 64
 
 
 class Table(NamedTuple):
-    """One of the three objects that grow."""
+    """One of the objects that grow."""
 
     suffix: str
     kind: int
@@ -45,8 +45,9 @@ TABLES = (
     Table("partitions", lib.SL_KIND_PARTITIONS, ffi.sizeof("sl_partition"), lib.SL_MAX_PARTITIONS),
     Table("waits", lib.SL_KIND_WAITS, ffi.sizeof("sl_waits"), lib.SL_MAX_PARTITIONS),
     Table("rows", lib.SL_KIND_ROWS, ffi.sizeof("sl_row"), lib.SL_MAX_ROWS),
+    Table("meters", lib.SL_KIND_METERS, ffi.sizeof("sl_meter"), lib.SL_MAX_METERS),
 )
-PARTITIONS, WAITS, ROWS = TABLES
+PARTITIONS, WAITS, ROWS, METERS = TABLES
 
 
 # --- names -------------------------------------------------------------------------------------------------------------

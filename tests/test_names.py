@@ -11,9 +11,7 @@ OTHERWISE_NAMED = {
     "announce": "wait_announce",
     "announce_bit": "wait_announce",
     "announce_recheck": "wait_recheck",
-    "cell": "cell_cas",
     "loan_copy": "payload_copy",
-    "pin": "pin_store",
     "pin_handover": "view_pin_store",
     "recycle_tethers": "recycle_tether_recheck",
     "tether": "tether_store",
@@ -22,12 +20,9 @@ OTHERWISE_NAMED = {
 }
 # What no model has, and why.
 NOT_MODELLED = {
-    "advance": "a word moved up by CAS with its epoch; spilling is one step in the models",
-    "bell": "the broker's own sleep, an announce and a look as in wakeup.pml",
+    "bell": "the broker's own sleep, an announce and a look as in wakeup.pml; its orders are in loom/",
     "durable": "files",
-    "fence_cas": "leader change (m3_leader in append_protocol.md)",
     "object_ready": "the making of a shared object",
-    "open_cur_cas": "leader change",
     "room": "producers that wait for a successor: as in wakeup.pml",
     "sync_wanted": "files",
     "view_changed": "the coordinator's view",
@@ -72,3 +67,32 @@ def test_the_lists_have_nothing_that_is_no_more():
 
 def test_the_models_have_every_step_at_which_the_core_writes_a_claim_or_the_directory():
     assert {"recycle_claim", "recycle_takeout", "recycle_scan", "recycle_reset", "recycle_publish", "clean_taint"} <= steps() & set(names_of_core())
+
+
+# {name: [(where, the line)]}
+def sites():
+    found = {}
+    for file in sorted(CORE.glob("*.[ch]")):
+        if file.name == "atomic.h":
+            continue
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            for name in re.findall(r"SYNC ([\w-]+)", line):
+                found.setdefault(name, []).append((f"{file.name}:{number}", line))
+    return found
+
+
+def test_every_sync_name_stands_at_both_ends_or_names_its_partner():
+    alone = {name: where for name, where in sites().items() if len(where) == 1 and not re.search(r"pairs (with|as) \w", where[0][1])}
+    assert not alone, f"no second place has these names, and their comments name no partner: {[w[0][0] for w in alone.values()]}"
+
+
+def test_every_sync_name_has_its_row_in_the_table_of_orders():
+    table = (MODELS / "ORDERS.md").read_text()
+    missing = {name: where[0][0] for name, where in sites().items() if not re.search(rf"\b{name}\b", table)}
+    assert not missing, f"tests/models/ORDERS.md does not have: {missing}"
+
+
+def test_every_failpoint_of_the_log_is_a_label_of_a_model():
+    points = in_core(r"SL_FAILPOINT\(((?:attach|base|cell|cur|seal|rotate|recycle|fence|open|wait|wake|announce|pin|clean|hint|payload|chunk)_\w+)\)")
+    known = steps() | set(OTHERWISE_NAMED)
+    assert not {name: file for name, file in points.items() if name not in known}

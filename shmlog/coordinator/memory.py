@@ -133,6 +133,7 @@ class Memory:
             shm.PARTITIONS: lib.sl_cluster_partition,
             shm.WAITS: lib.sl_cluster_waits,
             shm.ROWS: lib.sl_cluster_row,
+            shm.METERS: lib.sl_cluster_meter,
         }[table](self.handle, 0)
         return ffi.cast("sl_table *", ffi.cast("char *", first) - lib.SL_TABLE_HEADER_BYTES)
 

@@ -6,6 +6,7 @@ ticks, checked behind the pidfd) lets anybody clear its words. Rows outlive the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import socket
@@ -18,6 +19,7 @@ from shmlog.coordinator.memory import Memory
 from shmlog.errors import IllegalStateError, ShmSpaceError
 
 MAX_PER_REQUEST = 64
+METERS_SPARE = 32  # free ones for readers to come, at each tick
 SO_PEERPIDFD = 77  # Linux 6.5
 
 
@@ -113,10 +115,14 @@ class Rows:
         rows, client.rows = client.rows, set()
         self._forget_client(client)
         rows |= {row for row, owner in self.lingering.items() if owner is client}
+        if rows:
+            self._wake_all()
         for row in sorted(rows):
             self._clean_row(row, None)
-        if rows:
-            lib.sl_wake_all(self.memory.handle, 0xFFFFFFFF)  # it may have died owing somebody a wake
+
+    def _wake_all(self) -> None:
+        """Somebody may have died owing a wake. Before his row is cleaned: once it is free nobody knows of it, and we may be killed next."""
+        lib.sl_wake_all(self.memory.handle, 0xFFFFFFFF)
 
     def _forget_client(self, client: Client) -> None:
         if self.clients.get(client.pid) is client:
@@ -147,6 +153,12 @@ class Rows:
     def _in_use(r: Any) -> bool:
         return any(r.hazard) or bool(r.poll_pin) or any(r.view_pins)
 
+    def grow_meters(self) -> None:
+        made = lib.sl_cluster_meters(self.memory.handle)
+        if 0 < made < lib.SL_MAX_METERS and (taken := lib.sl_meters_taken(self.memory.handle)) + METERS_SPARE > made:
+            with contextlib.suppress(ShmSpaceError):  # they read unmeasured then
+                self.memory.ensure_entries(shm.METERS, min(taken + METERS_SPARE, lib.SL_MAX_METERS))
+
     def retry(self) -> None:
         for row, owner in list(self.lingering.items()):
             self._clean_row(row, owner)
@@ -155,6 +167,7 @@ class Rows:
 
     def adopt(self) -> None:
         """Rows that a predecessor gave out. The certificate comes from pid and start ticks in the row, checked behind a pidfd."""
+        dead: list[int] = []
         for row in range(lib.sl_cluster_rows_used(self.memory.handle)):
             r = lib.sl_cluster_row(self.memory.handle, row)
             if r.state == lib.SL_ROW_FREE:
@@ -168,4 +181,8 @@ class Rows:
             if r.state == lib.SL_ROW_LIVE and client is not None:
                 client.rows.add(row)
             else:
-                self._clean_row(row, None)
+                dead.append(row)
+        if dead:
+            self._wake_all()
+        for row in dead:
+            self._clean_row(row, None)

@@ -194,6 +194,7 @@ class Coordinator:
         if self.rows.lingering and now >= self.retry_rows_at_ns:
             self.retry_rows_at_ns = now + ROWS_RETRY_NS
             self.rows.retry()
+        self.rows.grow_meters()
         self.requests.expire_trims(now)
         if decisions.waiting_for_store:
             decisions.store_progress()

@@ -345,6 +345,26 @@ def status(check: bool, topic: str | None) -> None:
         raise module.no_cluster(seen["cluster"])
 
 
+@cli.command(
+    short_help="Rates, lag, latency and memory, live.",
+    examples=("shmlog top", "shmlog top --interval 0.2", "shmlog top --json -n 1 | jq .latency_p99_us"),
+)
+@click.option("--interval", type=click.FloatRange(min=0.05), default=1.0, show_default=True, metavar="S", help="Between two looks.")
+@click.option("-n", "count", type=click.IntRange(min=1), metavar="COUNT", help="End after so many intervals.")
+def top(interval: float, count: int | None) -> None:
+    """Rates, lag of readers, append-to-read latency, memory and CPU, live, from shared memory alone: nobody is asked, no probe runs. q leaves.
+
+    Latency is measured by the readers themselves, sampled: from a record's timestamp to its being read, of what is read from memory.
+    """
+    from shmlog.tools import top as module
+
+    if settings().json:
+        for seen in module.run(settings().address, interval, count):
+            show(seen)
+    else:
+        module.show(settings().address, interval, count)
+
+
 # --- topics ------------------------------------------------------------------------------------------------------------
 
 

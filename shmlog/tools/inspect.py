@@ -362,7 +362,7 @@ class _Memory:
         for name in shm.names(self.prefix):
             suffix = name[len(self.prefix) + 1 :]
             number = int(suffix[1:]) if suffix[1:].isdigit() else None
-            if suffix in ("control", "partitions", "waits", "rows"):
+            if suffix in ("control", *(table.suffix for table in shm.TABLES)):
                 continue
             if number is None or suffix[0] not in "vs":
                 found.append(Problem(name, "unknown", "an object that no cluster makes"))

@@ -51,6 +51,11 @@ static void fixture_make(void) {
     munmap(t, bytes);
     bytes = SL_TABLE_HEADER_BYTES + 64 * sizeof(sl_waits);
     munmap(fixture_object("waits", bytes, SL_KIND_WAITS, 1), bytes);
+    bytes = SL_TABLE_HEADER_BYTES + 64 * sizeof(sl_meter);
+    t = fixture_object("meters", bytes, SL_KIND_METERS, 0);
+    t->allocated = 4;
+    sl_object_ready(t);
+    munmap(t, bytes);
     bytes = SL_TABLE_HEADER_BYTES + 64 * sizeof(sl_row);
     t = fixture_object("rows", bytes, SL_KIND_ROWS, 1);
     for (uint32_t r = 0; r < 32; r++) {
@@ -63,8 +68,8 @@ static void fixture_make(void) {
 
 static void fixture_unlink(void) {
     char name[128];
-    const char *fixed[] = {"control", "partitions", "waits", "rows"};
-    for (int i = 0; i < 4; i++) { snprintf(name, sizeof name, "%s.%s", fixture_prefix, fixed[i]); shm_unlink(name); }
+    const char *fixed[] = {"control", "partitions", "waits", "rows", "meters"};
+    for (int i = 0; i < 5; i++) { snprintf(name, sizeof name, "%s.%s", fixture_prefix, fixed[i]); shm_unlink(name); }
     for (int i = 0; i < 20000; i++) { snprintf(name, sizeof name, "%s.s%d", fixture_prefix, i); shm_unlink(name); }
 }
 

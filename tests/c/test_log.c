@@ -673,6 +673,87 @@ static void a_leader_that_opens_too_late_takes_nothing_back(void) {
     close_partition();
 }
 
+/* Epoch 2 is opened by a process of its own (row 30) that is stopped at `place`; meanwhile() happens; then it is resumed. Its result is its exit status. */
+static int opened_over(const char *place, void (*meanwhile)(sl_appender *), sl_appender *a) {
+    char where[64];
+    snprintf(where, sizeof where, "%s:1:stop", place);
+    setenv("SHMLOG_FAILPOINT", where, 1);
+    pid_t pid = fork();
+    if (pid == 0) {
+        c = fixture_open();
+        int64_t buffer = sl_segment_make(c, SL_SEGMENT_MIN_BYTES);
+        _exit(-sl_log_open_epoch(c, 30, block, 2, (uint32_t)buffer, 0) & 0xff);
+    }
+    unsetenv("SHMLOG_FAILPOINT");
+    int status;
+    waitpid(pid, &status, WUNTRACED);
+    if (!WIFSTOPPED(status)) { fprintf(stderr, "  not stopped at %s\n", place); return -1; }
+    meanwhile(a);
+    kill(pid, SIGCONT);
+    waitpid(pid, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+static void rotate_once(sl_appender *a) { run_through(a, 1); }
+static void rotate_and_recycle(sl_appender *a) { /* until the buffer of the number that it looked at has another */
+    sl_partition *p = sl_cluster_partition(c, block);
+    uint64_t number = sl_cur_number(p->cur);
+    int64_t until = sl_monotonic_ns() + INT64_C(60000000000);
+    while (sl_log_buffer(p, number) && sl_monotonic_ns() < until) run_through(a, 1);
+}
+static void open_the_third(sl_appender *a) {
+    int64_t buffer = sl_segment_make(c, SL_SEGMENT_MIN_BYTES);
+    if (sl_log_open_epoch(c, 31, block, 3, (uint32_t)buffer, 0) < 0) { fprintf(stderr, "  epoch 3 is not opened\n"); exit(2); }
+    append_text(a, "under epoch 3", NULL);
+}
+
+/* The old leader is dead and producers go on: the active segment that the new one saw may be full, left, even recycled before it has fenced. */
+static void a_leader_change_over_rotations_goes_on_at_the_same_offset(void) {
+    struct { const char *place; void (*meanwhile)(sl_appender *); } cases[] = {{"fence_cas", rotate_once}, {"open_look", rotate_once}, {"open_look", rotate_and_recycle}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        open_partition(SL_PF_SPILL, SL_SEGMENT_MIN_BYTES);
+        sl_partition *p = sl_cluster_partition(c, block);
+        sl_appender *a;
+        sl_appender_open(c, 0, block, fixture_topic_id, &a);
+        CHECK(run_through(a, 3));
+        int rc = opened_over(cases[i].place, cases[i].meanwhile, a);
+        CHECK(rc == 0 || rc == 0xff); /* -1: its own buffer was used */
+        CHECK_EQ(sl_cur_epoch(p->cur), 2);
+        CHECK(!sl_cur_fenced(p->cur));
+        sl_offsets before, after;
+        CHECK_EQ(sl_log_offsets(c, 31, block, &before), 0);
+        CHECK(before.end >= before.spilled);
+        int64_t offset;
+        CHECK_EQ(append_text(a, "the next", &offset), 0);
+        CHECK_EQ(offset, before.end);
+        CHECK(offset > 100); /* what was appended before counts */
+        CHECK_EQ(sl_log_offsets(c, 31, block, &after), 0);
+        CHECK_EQ(after.end, before.end + 1);
+        sl_appender_close(a);
+        close_partition();
+    }
+}
+
+static void a_leader_stopped_over_its_ready_segments_leaves_a_later_ones_epoch(void) {
+    open_partition(SL_PF_SPILL, SL_SEGMENT_MIN_BYTES);
+    sl_partition *p = sl_cluster_partition(c, block);
+    sl_appender *a;
+    sl_appender_open(c, 0, block, fixture_topic_id, &a);
+    CHECK(run_through(a, 3));
+    CHECK_EQ(opened_over("open_ready", open_the_third, a), -SL_E_FENCED & 0xff);
+    CHECK_EQ(sl_cur_epoch(p->cur), 3);
+    CHECK_EQ(sl_cluster_row(c, 30)->hazard[1], 0);
+    uint64_t n = sl_cur_number(p->cur);
+    for (sl_map *m; sl_log_buffer(p, n); n++) {
+        CHECK_EQ(sl_map_get(c, sl_log_buffer(p, n), 1, &m), 0);
+        uint32_t epoch = m->segment->leader_epoch;
+        sl_map_put(c, m);
+        CHECK_EQ(epoch, 3);
+    }
+    CHECK(n > sl_cur_number(p->cur));
+    sl_appender_close(a);
+    close_partition();
+}
+
 #define RUN(name) do { failed = 0; name(); printf("%s %s\n", failed ? "FAILED" : "ok    ", #name); fflush(stdout); if (failed) { fixture_unlink(); all = 1; } } while (0)
 int main(void) {
     int all = 0;
@@ -697,6 +778,8 @@ int main(void) {
     RUN(a_recycler_stopped_over_the_deletion_of_its_topic_comes_to_an_end);
     RUN(a_reader_of_a_partition_that_is_not_open_yet_sleeps_until_it_is);
     RUN(a_leader_that_opens_too_late_takes_nothing_back);
+    RUN(a_leader_change_over_rotations_goes_on_at_the_same_offset);
+    RUN(a_leader_stopped_over_its_ready_segments_leaves_a_later_ones_epoch);
     RUN(producers_in_processes_lose_nothing_and_keep_their_order);
     RUN(of_processes_racing_for_an_offset_exactly_one_wins_each);
     RUN(big_records_of_two_producers_make_progress);

@@ -509,6 +509,25 @@ def test_rows_of_a_killed_client_are_cleaned_and_given_out_again(cluster: Cluste
     assert {session.take_row(session.CONSUMER) for _ in range(16)} >= set(rows)
 
 
+def test_who_takes_over_wakes_all_for_a_client_that_died_with_the_coordinator(cluster: Cluster, client: subprocess.Popen[str]) -> None:
+    """It may have been killed between its append and its wake, and nobody lived who had its death certificate."""
+    assert client.stdout
+    rows = [int(word) for word in client.stdout.readline().split()]
+    session = cluster.session()
+    sleeper = lib.sl_cluster_row(session.cluster, session.take_row(session.CONSUMER))
+    until(lambda: cluster.pid(STANDBY), "a standby")
+    old = cluster.pid(COORDINATOR)
+    cluster.kill(old, number=signal.SIGSTOP)
+    client.kill()
+    client.wait()
+    before = sleeper.wake
+    sleeper.sleeping = lib.SL_SLEEPS_FUTEX
+    cluster.another(COORDINATOR, old)
+    for row in rows:
+        until(lambda row=row: lib.sl_cluster_row(session.cluster, row).state == lib.SL_ROW_FREE, f"row {row} to be free")
+    assert sleeper.wake != before
+
+
 def test_rows_of_a_client_that_died_while_no_coordinator_lived_are_cleaned(cluster: Cluster, client: subprocess.Popen[str]) -> None:
     assert client.stdout
     rows = [int(word) for word in client.stdout.readline().split()]

@@ -7,6 +7,7 @@ A wrong variant (W_...) passes when pan finds a counterexample in it; a model th
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import resource
@@ -15,10 +16,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-MEMORY_MB = 9500
+MEMORY_MB = 9500                    # at most, of one long search
+QUICK_MB = 2500                     # and of a quick one: as many run side by side as fit into the memory that is free
 CPU_S = 1800                        # of one search: on a busy machine more than that passes on the clock, and means nothing
 
 
@@ -32,6 +35,10 @@ class Run:
     quick: bool = False
     cycles: bool = False            # look for non-progress cycles under weak fairness instead of assertions
     hash_bits: int = 24
+
+    @property
+    def memory_mb(self):
+        return QUICK_MB if self.quick else MEMORY_MB
 
 
 def right(name, file, defines, says, **more):
@@ -121,11 +128,35 @@ RUNS = [
     wrong("bigrecord/W_NOWAIT", "bigrecord.pml", "", "seal at once", cycles=True),
     wrong("bigrecord/W_CONSTWAIT", "bigrecord.pml", "", "a fixed wait shorter than a copy", cycles=True),
     wrong("bigrecord/W_FOREVER", "bigrecord.pml", "STOPS", "wait until the copier is done: he may be stopped", cycles=True),
+    # (i) leader change and fencing
+    right("leader", "leader.pml", "NL=2 Q=3 KILLS=1 STOPFENCE", "one change, the old leader killed anywhere or fencing in order to stop; files too", quick=True),
+    right("leader-three", "leader.pml", "NL=3 Q=3 KILLS=2 STOPFENCE", "two changes, two leaders killed anywhere"),
+    right("leader-two-producers", "leader.pml", "NP=2 NL=2 Q=2 KILLS=1 STOPFENCE", "one change while two producers help each other to rotate"),
+    right("leader-producer-death", "leader.pml", "NP=2 NL=2 Q=2 NC=2 PKILL KILLS=2", "one change, and a producer killed anywhere", quick=True),
+    right("leader-zombie", "leader.pml", "NL=2 Q=3 ZOMBIE STOPFENCE", "the old leader lives on for ever: bases, epochs, words, directory stay right"),
+    right("leader-zombie-three", "leader.pml", "NL=3 Q=1 ZOMBIE", "three that all live on"),
+    right("leader-twice", "leader.pml", "NL=2 Q=1 ZOMBIE TWICE", "one epoch granted twice: the last CAS on cur decides", quick=True),
+    wrong("leader/W_STALELOOK", "leader.pml", "NL=2 Q=2 KILLS=1", "no buffer for the number seen in cur is taken for no memory"),
+    wrong("leader/W_STALENUMBER", "leader.pml", "NL=2 Q=2 KILLS=1", "the number is kept from before the fence"),
+    wrong("leader/W_PLAINEPOCH", "leader.pml", "NL=3 Q=1 ZOMBIE", "the epoch of ready segments is a plain store"),
+    wrong("leader/W_NOEPOCH", "leader.pml", "NL=3 Q=1 ZOMBIE", "a failed CAS on cur is tried again without a look at the epoch"),
+    wrong("leader/W_SEALFIRST", "leader.pml", "NL=2 Q=2 ZOMBIE", "sealed, then fenced"),
+    wrong("leader/W_BASEFIRST", "leader.pml", "NL=2 Q=2 KILLS=1", "the end is read before the seal"),
+    wrong("leader/W_NOBUMP", "leader.pml", "NL=2 Q=2 ZOMBIE", "words are not moved to the new epoch before it opens"),
+    wrong("leader/W_PLAINWORD", "leader.pml", "NL=2 Q=2 ZOMBIE", "words are stored, without CAS and epoch"),
+    wrong("leader/W_SHOWS", "leader.pml", "NL=2 Q=1 ZOMBIE TWICE", "cur shows my epoch, so I am the leader"),
+    wrong("leader/W_NODIR", "leader.pml", "NL=2 Q=2 ZOMBIE", "directory words keep the old epoch"),
+    wrong("leader/W_UNFENCED", "leader.pml", "NL=2 Q=2 ZOMBIE", "cur is not fenced before the seal"),
+    wrong("leader/W_NOCERT", "leader.pml", "NL=2 Q=2", "files recovered while the old leader lives"),
     # (g) waiting and waking
     right("wakeup", "wakeup.pml", "NW=1 Q=2", "two producers x 2, one sleeper", quick=True),
     right("wakeup-death", "wakeup.pml", "NW=1 Q=2 KILLS", "a waker killed anywhere, then the death notice", quick=True),
     right("wakeup-stop", "wakeup.pml", "NW=1 Q=2 KILLS STOPS", "a waker stopped anywhere hides only its own last record", quick=True),
     right("wakeup-two-sleepers", "wakeup.pml", "NW=2 Q=1", "two producers x 1, two sleepers"),
+    right("wakeup-poller", "wakeup.pml", "NW=1 Q=2 POLLER", "a sleeper in select() on its FIFO", quick=True),
+    right("wakeup-poller-death", "wakeup.pml", "NW=1 Q=2 POLLER KILLS", "the same with a waker killed anywhere, between the count and the byte too"),
+    right("wakeup-poller-stop", "wakeup.pml", "NW=1 Q=2 POLLER KILLS STOPS", "the same with a waker stopped anywhere"),
+    wrong("wakeup/W_DRAINLATE", "wakeup.pml", "NW=1 Q=2 POLLER", "the FIFO is read empty behind the last look"),
     wrong("wakeup/W_EDGE", "wakeup.pml", "NW=1 KILLS STOPS", "wake only if the log was empty"),
     wrong("wakeup/W_TAKEBIT", "wakeup.pml", "NW=1 KILLS STOPS", "the waker clears the bits first"),
     wrong("wakeup/W_NORECHECK", "wakeup.pml", "NW=1", "sleep without a look after the announcement"),
@@ -138,6 +169,12 @@ RUNS = [
 # What pan prints, said in words: the first that is in its message.
 MEANINGS = {
     "non-progress cycle": "for ever without an append, with a fair schedule",
+    "acting[s]==segepoch": "an append after the fence, or under another epoch than its segment says, or at an offset that is not the next",
+    "segepoch[": "the next segment opens with another base or epoch than it should, or before the last is sealed",
+    "opened[e]": "one epoch is opened twice",
+    "opened[": "the last leader does not come into office, or an earlier one moves its words",
+    "over[q]||pdead": "somebody is stuck for ever",
+    ">=wpos[": "a new file begins below what was acknowledged as durable",
     "onum[b]==s": "a life is read or written that is not the one meant",
     "onum[b2]==": "a helper writes into a life that is not the one he means",
     "onum[lb]==": "a loan is copied from another life",
@@ -174,8 +211,17 @@ class Outcome:
     trail: str = ""
 
 
+CHILDREN = set()
+
+
 def command(*words, cwd, **more):
-    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, **more)
+    with subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more) as child:
+        CHILDREN.add(child)
+        try:
+            out, err = child.communicate()
+        finally:
+            CHILDREN.discard(child)
+    return subprocess.CompletedProcess(words, child.returncode, out, err)
 
 
 def limit_cpu():
@@ -200,8 +246,8 @@ def check_in(folder, run, want_trail):
     if made.returncode or "rror" in made.stdout:
         return Outcome(run.name, False, "spin refuses the model: " + (made.stdout + made.stderr).strip().splitlines()[0])
     kind = ["-DNP"] if run.cycles else ["-DSAFETY"]
-    options = [*kind, "-DNOREDUCE", "-DCOLLAPSE", "-DVECTORSZ=512", f"-DMEMLIM={MEMORY_MB}"]
-    made = command("gcc", "-O2", "-w", *options, "-o", "pan", "pan.c", cwd=folder)
+    options = [*kind, "-DNOREDUCE", "-DCOLLAPSE", "-DVECTORSZ=512", f"-DMEMLIM={run.memory_mb}"]
+    made = command("gcc", "-O1" if run.quick else "-O2", "-w", *options, "-o", "pan", "pan.c", cwd=folder)
     if made.returncode:
         return Outcome(run.name, False, "gcc refuses pan.c: " + made.stderr.strip().splitlines()[0])
     begun = time.monotonic()
@@ -248,16 +294,63 @@ def report(run, outcome, trail):
         print("     process and step, in order:\n       " + outcome.trail.replace("\n", "\n       "))
 
 
+def free_mb():
+    found = re.search(r"^MemAvailable: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text(), re.M)
+    return int(found.group(1)) // 1024 if found else MEMORY_MB
+
+
+def shard_of(runs, k, n):
+    """The long ones are dealt out first, so that each part has its share of them."""
+    dealt = [run for run in runs if not run.quick] + [run for run in runs if run.quick]
+    return dealt[k - 1::n]
+
+
+def check_all(runs, jobs, trail, done):
+    """The long ones first; side by side as far as processors and memory go, one at least."""
+    waiting = sorted(runs, key=lambda run: run.quick)
+    room_mb, active, changed, outcomes = free_mb() - 500, [], threading.Condition(), []
+
+    def work(run):
+        try:
+            outcome = check(run, trail)
+        except Exception as exc:  # else nobody would hear of it, and the run would count as done
+            outcome = Outcome(run.name, False, f"{type(exc).__name__}: {exc}")
+        with changed:
+            active.remove(run)
+            outcomes.append(outcome)
+            done(run, outcome)
+            changed.notify()
+
+    with changed:
+        while waiting or active:
+            used = sum(run.memory_mb for run in active)
+            fits = next((run for run in waiting if not active or used + run.memory_mb <= room_mb), None) if len(active) < jobs else None
+            if fits is None:
+                changed.wait()
+                continue
+            waiting.remove(fits)
+            active.append(fits)
+            threading.Thread(target=work, args=(fits,), daemon=True).start()
+    return outcomes
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the subset that ends within about two minutes on a free core")
     parser.add_argument("--only", metavar="NAME", help="only the runs with NAME in their name")
     parser.add_argument("--list", action="store_true", help="name the runs and stop")
     parser.add_argument("--json", action="store_true", help="the outcome as JSON")
+    parser.add_argument("--shard", metavar="K/N", default="1/1", help="the K-th of N parts")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="searches side by side, memory permitting (the number of processors)")
     parser.add_argument("--trail", action="store_true", help="print each counterexample step by step")
     options = parser.parse_args()
 
     runs = [run for run in RUNS if (run.quick or not options.quick) and (not options.only or options.only in run.name)]
+    part = re.fullmatch(r"(\d+)/(\d+)", options.shard)
+    if not part or not 1 <= int(part[1]) <= int(part[2]):
+        print(f"--shard {options.shard}: it is K/N with 1 <= K <= N.", file=sys.stderr)
+        return 1
+    runs = shard_of(runs, int(part[1]), int(part[2]))
     if not runs:
         print(f"No run has {options.only!r} in its name; see --list.", file=sys.stderr)
         return 1
@@ -270,13 +363,15 @@ def main():
             print(f"The models need {tool}: install the Debian package {package} (apt-get install {package}).", file=sys.stderr)
             return 1
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))     # unwinds: ends pan, removes the folder
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))     # unwinds: ends what runs and removes its folders
     begun = time.monotonic()
-    outcomes = []
-    for run in runs:
-        outcomes.append(check(run, options.trail))
-        if not options.json:
-            report(run, outcomes[-1], options.trail)
+    with tempfile.TemporaryDirectory(prefix="shmlog-models.") as scratch:
+        tempfile.tempdir = scratch
+        try:
+            outcomes = check_all(runs, options.jobs, options.trail, lambda run, outcome: None if options.json else report(run, outcome, options.trail))
+        finally:
+            for child in list(CHILDREN):
+                child.kill()
     failed = [outcome.name for outcome in outcomes if not outcome.ok]
     if options.json:
         print(json.dumps([dataclasses.asdict(outcome) for outcome in outcomes], indent=1))

@@ -26,7 +26,7 @@ from shmlog.types import Record
 
 DEADLINE_S = 60.0
 COMMANDS = [
-    "up", "down", "status", "topic create", "topic list", "topic describe", "topic alter", "topic delete", "topic trim", "topic add-partitions",
+    "up", "down", "status", "top", "topic create", "topic list", "topic describe", "topic alter", "topic delete", "topic trim", "topic add-partitions",
     "produce", "consume", "verify", "dump", "doctor", "logs", "config explain", "run",
 ]  # fmt: skip
 
