@@ -121,7 +121,6 @@ def test_nothing_is_left_when_it_is_stopped(tmp_path: Path, number: int) -> None
     mark = f"SHMLOG_TEST_BENCH={os.getpid()}-{number}-{tmp_path.name}"
     key, _, value = mark.partition("=")
     arguments = ("rate", "--peer", "shmlog", "--seconds", "30", "--limit", "200")
-    before = {n for n in os.listdir("/dev/shm") if n.startswith("shmlog-bench-")}
     with open(tmp_path / "err", "wb") as err, open(tmp_path / "out.txt", "wb") as out:
         process = subprocess.Popen(
             command(tmp_path, *arguments), env=environment(tmp_path, **{key: value}), stdout=out, stderr=err, cwd=tmp_path, start_new_session=True
@@ -132,8 +131,7 @@ def test_nothing_is_left_when_it_is_stopped(tmp_path: Path, number: int) -> None
     process.wait(DEADLINE_S)
     if number == signal.SIGINT:
         assert process.returncode == 130
-        left = {n for n in os.listdir("/dev/shm") if n.startswith("shmlog-bench-")} - before
-        assert not left and not list((tmp_path / "runs" / "scratch").iterdir())
+        assert not list(Path("/dev/shm").glob(f"shmlog-bench-{process.pid}-*")) and not list((tmp_path / "runs" / "scratch").iterdir())
         assert "Traceback" not in (tmp_path / "err").read_text()
     until(lambda: not marked(mark), f"{marked(mark)} ended")
     if number == signal.SIGKILL:  # its directories could not go with it; the next run removes them
