@@ -1,11 +1,11 @@
-# One word per job: build check test test-all models demo bench bench-full figures wheel install-c clean.
-# Variables: PYTHON (makes the environment), VENV (where it is, .venv), SHARD=k/n (test-all), JOBS (pytest -n), PREFIX and DESTDIR (install-c).
+# One word per job: build check test test-all models fuzz fuzz-coverage demo bench bench-full figures wheel install-c clean.
+# Variables: PYTHON (makes the environment), VENV (where it is, .venv), SHARD=k/n (test-all), JOBS (pytest -n), MINUTES (fuzz, a target), PREFIX and DESTDIR (install-c).
 # An environment of your own: make PYTHON=/path/bin/python VENV=/path test
 
 PYTHON ?= $(shell command -v python3)
 VENV   ?= .venv
 JOBS   ?= auto
-SHARDS ?= 4
+SHARDS := 6
 CC     ?= gcc
 
 BIN     := $(VENV)/bin
@@ -26,7 +26,8 @@ VERSION     = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 STAMP   := build/stamp$(subst /,-,$(abspath $(VENV)))
 
 .DELETE_ON_ERROR:
-.PHONY: help build check test test-c test-c-long test-c-tsan test-c-aarch64 test-all models demo bench bench-full figures wheel install-c clean prerequisites
+.PHONY: help build check test test-c test-c-long test-c-tsan test-c-aarch64 test-c-stress fuzz fuzz-short fuzz-full fuzz-coverage
+.PHONY: test-all models demo bench bench-full figures wheel install-c clean prerequisites
 help:
 	@sed -n '1,3s/^# *//p' Makefile
 
@@ -82,6 +83,7 @@ check: build
 	$(BIN)/mypy
 	@set -e; for c in $(C_CORE); do \
 	  $(CC) $(CFLAGS_CORE) -O2 -Werror -fvisibility=hidden -fsyntax-only $$c; done; echo "C: $(words $(C_CORE)) files without a warning"
+	$(CC) $(CFLAGS_CORE) -O2 -Werror -DSL_PYEXT -DPy_LIMITED_API=0x030B0000 -I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') -fsyntax-only csrc/pyext.c
 	@# aarch64 has a weaker memory and other intrinsics; where its compiler is at hand the core must at least compile.
 	@if command -v aarch64-linux-gnu-gcc >/dev/null; then set -e; for c in $(C_CORE); do \
 	  aarch64-linux-gnu-gcc $(CFLAGS_CORE) -O2 -Werror -fsyntax-only $$c; done; echo "C: the same for aarch64"; \
@@ -108,14 +110,38 @@ test-c-tsan:
 	@$(call quiet,tsan)
 test-c-aarch64:
 	@$(call quiet,aarch64)
+# 10^8 appends: one or two minutes.
+test-c-stress:
+	@$(call quiet,stress)
 
+# Hostile files, frames, batches and memory (tests/fuzz): short needs no clang; full is 10^6 executions a target and a minute of libFuzzer each where
+# clang is; fuzz is libFuzzer for as long as you like.
+FUZZ_MAKE = $(MAKE) --no-print-directory -s -C tests/fuzz BUILD=$(CURDIR)/build/fuzz
+fuzz-short:
+	@mkdir -p build; echo "fuzz: short"; $(FUZZ_MAKE) short > build/fuzz-short.log 2>&1 || { code=$$?; cat build/fuzz-short.log; exit $$code; }
+fuzz-full:
+	@$(FUZZ_MAKE) full MINUTES=1
+fuzz:
+	@$(FUZZ_MAKE) libfuzzer MINUTES=$(or $(MINUTES),5)
+fuzz-coverage:
+	@$(FUZZ_MAKE) coverage
+
+# What the two bindings must answer alike; the run above it has the one that was built.
+BY_CFFI := tests/client tests/test_types.py
 test: build
 	@$(MAKE) --no-print-directory test-c
+	@$(MAKE) --no-print-directory fuzz-short
 	$(BIN)/python -m pytest -n $(JOBS)
+	@echo "The client without its extension"; SHMLOG_BINDING=cffi $(BIN)/python -m pytest -q -n $(JOBS) $(BY_CFFI)
 
 # Everything, slow tests too, in SHARDS parts. A part that passed is not run again until a file changes (build/test-all/ has a
 # stamp per state of the tree), so an interrupted run goes on where it was. SHARD=k/n runs that part alone.
-# The first part and the third (of four or more; else the first) also have the models; the second more damaged files, the C tests under TSan and, built for 64-bit ARM, under qemu (which proves nothing about ordering).
+# What each part has besides its tests: TSan and 64-bit ARM under qemu (which proves nothing about ordering), models, a long checksum stress, fuzzing.
+SHARD_1 := models MODELS_SHARD=1/2
+SHARD_2 := test-c-long test-c-tsan test-c-aarch64
+SHARD_3 := models MODELS_SHARD=2/2
+SHARD_4 := test-c-stress
+SHARD_5 := fuzz-full
 test-all: build
 	@set -e; state=$$({ git ls-files -coz --exclude-standard 2>/dev/null || find . -name build -prune -o -type f -print0; } | xargs -0 -r sha1sum 2>/dev/null | sha1sum | cut -c1-16); \
 	if [ -n "$(SHARD)" ]; then list="$(SHARD)"; \
@@ -124,9 +150,9 @@ test-all: build
 	  stamp=build/test-all/$$state/$$(echo $$shard | tr / -); \
 	  if [ -e $$stamp ]; then echo "test-all $$shard: passed already for these files ($$stamp)"; continue; fi; \
 	  echo "test-all $$shard"; \
-	  case $$shard in 1/[123]) $(MAKE) --no-print-directory models;; 1/*) $(MAKE) --no-print-directory models MODELS_SHARD=1/2;; \
-	    3/[123]) ;; 3/*) $(MAKE) --no-print-directory models MODELS_SHARD=2/2;; 2/*) $(MAKE) --no-print-directory test-c-long test-c-tsan test-c-aarch64;; esac; \
+	  $(foreach k,1 2 3 4 5,case $$shard in $(k)/$(SHARDS)) $(MAKE) --no-print-directory $(SHARD_$(k));; esac;) \
 	  $(BIN)/python -m pytest -n $(JOBS) -m '' --shard $$shard; \
+	  SHMLOG_BINDING=cffi $(BIN)/python -m pytest -q -n $(JOBS) -m '' --shard $$shard $(BY_CFFI); \
 	  mkdir -p $$(dirname $$stamp); touch $$stamp; \
 	done
 

@@ -24,6 +24,7 @@ struct sl_appender {
     sl_hold hold;
     uint64_t chunk_number;              /* the segment the chunk belongs to */
     uint32_t chunk_unit, chunk_end;     /* arena units left: [chunk_unit, chunk_end) */
+    sl_stamp stamp;
     int64_t no_room_ns;                 /* shmlog.full=raise: since when there was none; 0 there was */
 };
 
@@ -223,7 +224,7 @@ int sl_append(sl_appender *a, const sl_record *record, int64_t expected_offset, 
     uint32_t count = record->rows ? record->rows : 1;
     if (sl_unlikely(count > SL_CELL_MAX_COUNT)) return SL_E_INVALID;
     int64_t timestamp_ns = record->timestamp_ns;
-    if (timestamp_ns == 0 || (flags & SL_PF_LOG_APPEND_TIME)) timestamp_ns = sl_wall_ns();
+    if (timestamp_ns == 0 || (flags & SL_PF_LOG_APPEND_TIME)) timestamp_ns = sl_stamp_ns(&a->stamp);
     result->timestamp_ns = timestamp_ns;
     for (;;) {
         int rc = sl_hold_take(s, 0);
@@ -333,7 +334,7 @@ int sl_loan_publish(sl_appender *a, sl_loan *loan, const sl_record *record, int6
     if (r.value_bytes > loan->value_bytes) return SL_E_INVALID;
     uint32_t flags = sl_load_relaxed(&s->p->flags), count = r.rows ? r.rows : 1;
     int64_t timestamp_ns = r.timestamp_ns;
-    if (timestamp_ns == 0 || (flags & SL_PF_LOG_APPEND_TIME)) timestamp_ns = sl_wall_ns();
+    if (timestamp_ns == 0 || (flags & SL_PF_LOG_APPEND_TIME)) timestamp_ns = sl_stamp_ns(&a->stamp);
     result->timestamp_ns = timestamp_ns;
     int rc = sl_hold_take(s, 0);
     if (rc < 0) return rc;

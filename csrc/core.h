@@ -187,6 +187,8 @@ int sl_reader_open_files(const char *dir, sl_reader **out);
 void sl_reader_close(sl_reader *reader);   /* leased memory stays until released */
 int sl_reader_seek(sl_reader *reader, uint64_t offset);
 uint64_t sl_reader_position(sl_reader *reader);
+/* Would a poll find something, as far as two loads tell? 0 only if not; without a pin. After a poll that returned 0, for who looks again and again. */
+int sl_reader_ready(sl_reader *reader);
 /* After a poll said SL_E_CORRUPT: where to seek to go on behind what is damaged or lost; position + 1 if nothing says how far that goes. */
 uint64_t sl_reader_damage_end(sl_reader *reader);
 /* Up to max_views records of up to about max_bytes (at least one record). Returns how many (0: at the end), or SL_E_RANGE (position below log start or beyond
@@ -393,6 +395,10 @@ int64_t sl_log_takeout(sl_cluster *cluster, uint32_t row, uint32_t block);
 /* Index of the first empty cell, or of the SEAL; *end_rel the offset there relative to base; *sealed. The caller holds a hazard word or pin.
  * SL_E_DAMAGED if the cells cannot be right. */
 int64_t sl_segment_end(const sl_map *map, uint64_t number, uint32_t *end_rel, int *sealed);
+
+/* stamp.c: the wall clock, for who asks a million times a second. One thread's; zeros to begin with. */
+typedef struct sl_stamp { uint64_t at, ticks, rate; int64_t ns, last; } sl_stamp;
+int64_t sl_stamp_ns(sl_stamp *stamp);
 
 /* crc32c.c */
 uint32_t sl_crc32c_portable(uint32_t crc, const void *data, size_t bytes);                     /* without special instructions: the tests' measure */

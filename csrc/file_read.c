@@ -348,7 +348,8 @@ int64_t sl_file_reader_find_offset(sl_file_reader *r, uint64_t offset, uint64_t 
         if (target < (uint64_t)end) return index;
         if (!has_next) return code;
         if (compacted(r)) return index + 1;
-        return index; /* dense: the frame's own count is wrong, or the cell's; fill() will say */
+        /* No gap is right here: one of the two cells is damaged, or, under a right footer, the frame whose count the cell left to it. */
+        if (r->page_proved || r->walking || walk_instead(r) != SL_OK) return SL_E_CORRUPT;
     }
     return SL_E_CORRUPT;
 }

@@ -156,7 +156,9 @@ int sl_hold_rotate(sl_hold *s) {
     if (!buffer) return sl_load_sc(&s->p->cur) == s->cur ? SL_E_AGAIN : SL_OK;
     sl_map *m;
     int rc = sl_map_get(s->cluster, buffer, 1, &m);
-    if (rc < 0) return rc == SL_E_NOENT ? SL_OK : rc; /* recycled meanwhile: then `cur` has moved */
+    if (rc == SL_E_NOENT) /* recycled meanwhile: then `cur` has moved; taken away with its topic: out of the directory first. Else its name is gone for good */
+        return sl_load_sc(&s->p->cur) == s->cur && sl_log_buffer(s->p, next) == buffer ? SL_E_DAMAGED : SL_OK;
+    if (rc < 0) return rc;
     uint32_t other = 1 - s->h;
     SL_FAILPOINT(rotate_hazard_next);
     sl_store_sc(&s->row->hazard[other], sl_pin_make(s->block, next)); /* SYNC rotate_hazard_next: a helper names what it writes into (flaw F2); pairs with recycle_scan */
@@ -717,7 +719,9 @@ int sl_log_offsets(sl_cluster *cluster, uint32_t row_index, uint32_t block, sl_o
         uint32_t buffer = sl_log_buffer(p, n);
         sl_map *m;
         if (!buffer && sl_cur_fenced(c) && sl_load_sc(&p->cur) == c) { out->end = out->spilled; break; } /* not opened yet, and no memory of an earlier life */
-        if (!buffer || sl_map_get(cluster, buffer, 0, &m) < 0) { sl_pause(); continue; }
+        int rc = buffer ? sl_map_get(cluster, buffer, 0, &m) : SL_E_NOENT;
+        if (rc == SL_E_NOENT || rc == SL_E_HALFMADE) { sl_pause(); continue; } /* as in sl_hold_take() */
+        if (rc < 0) return rc;
         if (row) sl_store_sc(&row->hazard[0], sl_pin_make(block, n)); /* SYNC attach_hazard; without a row (tools) only the second look below protects us */
         uint32_t end_rel = 0;
         int sealed, ok = 0;

@@ -253,12 +253,14 @@ static int locate(sl_reader *r) {
 typedef struct budget { sl_view *views; size_t used, max; uint64_t bytes, max_bytes; uint64_t limit; int verify_crc; } budget;
 
 /* Shows rows of the frame at `frame` (in shared memory, at most `room` bytes) from `from_row` on. Returns rows shown (0: it is a batch: copy it), SL_E_CORRUPT.
- * The header is read once, into `h`; nothing else decides an address. */
+ * Header and extensions are read once, into `copy`: nothing else decides an address, and they are what the checksum is computed of. */
 static int64_t show_memory_frame(sl_reader *r, const uint8_t *frame, uint64_t room, uint64_t offset, uint32_t count, uint32_t from_row, budget *b) {
     uint8_t copy[SL_FRAME_HEADER_BYTES + 28] __attribute__((aligned(8))); /* header and the extensions of fixed size; a dtype is only pointed at */
     sl_frame h;
-    if (room < SL_FRAME_HEADER_BYTES) return SL_E_CORRUPT;
-    memcpy(&h, frame, sizeof h);
+    if (room < sizeof copy) return SL_E_CORRUPT; /* cannot be: a unit is larger */
+    memcpy(copy, frame, sizeof copy);
+    __asm__ __volatile__("" : : : "memory"); /* the compiler may not read again where we read the copy */
+    memcpy(&h, copy, sizeof h);
     uint64_t head = SL_FRAME_HEADER_BYTES + (uint64_t)h.extension_bytes;
     uint64_t key = h.key_bytes == SL_NULL_BYTES ? 0 : h.key_bytes, value = h.value_bytes == SL_NULL_BYTES ? 0 : h.value_bytes;
     if (h.frame_bytes > room || head + key + value > h.frame_bytes) return SL_E_CORRUPT;
@@ -272,7 +274,6 @@ static int64_t show_memory_frame(sl_reader *r, const uint8_t *frame, uint64_t ro
     uint64_t at = SL_FRAME_HEADER_BYTES;
     uint32_t rows = 1, row_bytes = (uint32_t)value, headers = 0;
     if (h.extension_bytes) {
-        memcpy(copy, frame, head < sizeof copy ? head : sizeof copy);
         if (h.flags & SL_FF_HAS_PRODUCER) {
             if (at + 16 > head) return SL_E_CORRUPT;
             memcpy(&v.producer_id, copy + at, 8);
@@ -297,7 +298,8 @@ static int64_t show_memory_frame(sl_reader *r, const uint8_t *frame, uint64_t ro
     if (kind == SL_FF_ARRAY ? (rows == 0 || (uint64_t)rows * row_bytes != value || rows != count) : count != 1) return SL_E_CORRUPT;
     if (b->verify_crc) {
         uint64_t end = (h.flags & SL_FF_CRC_ALL) ? h.frame_bytes : head;
-        if (sl_crc32c(0, frame + 8, end - 8) != h.crc32c) return SL_E_CORRUPT;
+        uint64_t copied = end < sizeof copy ? end : sizeof copy;
+        if (sl_crc32c(sl_crc32c(0, copy + 8, copied - 8), frame + copied, end - copied) != h.crc32c) return SL_E_CORRUPT;
     }
     if (h.key_bytes != SL_NULL_BYTES) { v.key = frame + head; v.key_bytes = (uint32_t)key; }
     if (h.flags & SL_FF_HAS_HEADERS) { v.headers = frame + head + key; v.headers_bytes = headers; }
@@ -361,12 +363,13 @@ static int64_t poll_memory(sl_reader *r, budget *b) {
                 /* Not open yet: this is the end, for now; the pin of this segment is gone with the attempt. Or recycled already. */
                 return sl_cur_number(sl_load_acquire(&r->p->cur)) > r->number && sl_log_buffer(r->p, r->number + 1) == 0 ? GONE : 0;
             }
-            if (r->base != end) return SL_E_DAMAGED;
+            if (r->base != end) { leave_memory(r); return SL_E_DAMAGED; } /* and again the next time: nothing is read on from there */
             move_tether(r);
             continue;
         }
         uint64_t offset = r->base + r->rel;
         uint32_t count = sl_cell_count(w);
+        if (offset > r->position) { if (!b->used) leave_memory(r); return b->used ? (int64_t)b->used : SL_E_DAMAGED; } /* the cells changed while we looked for the position */
         if (offset + count > b->limit) return (int64_t)b->used;
         if (offset + count <= r->position) { r->index++; r->rel += count; continue; }
         if (sl_cell_type(w) == SL_CELL_CONTROL) { /* takes offsets, shows nothing */
@@ -411,6 +414,7 @@ static int64_t poll_memory(sl_reader *r, budget *b) {
 
 static int64_t poll_file(sl_reader *r, uint64_t end, budget *b) {
     r->from_memory = 0;
+    int again = 0;
     for (int files = 0; files < 1000;) {
         while (r->cell_at < r->cells_used) {
             sl_file_cell *c = &r->cells[r->cell_at];
@@ -426,6 +430,12 @@ static int64_t poll_file(sl_reader *r, uint64_t end, budget *b) {
                 break;
             }
             if (offset + count <= r->position) { r->cell_at++; continue; }
+            if (offset > r->position && !(h->flags & SL_FILE_COMPACTED)) { /* the table turned out to be damaged, and its index meant another frame */
+                if (b->used) return (int64_t)b->used;
+                if (again++) return SL_E_CORRUPT;
+                r->cell_at = r->cells_used;
+                break;
+            }
             if (offset > r->position) r->position = offset; /* compacted away */
             if (c->type == SL_CELL_CONTROL) {
                 uint16_t flags;
@@ -668,6 +678,8 @@ static int has_data(sl_reader *r) {
     if (w != 0 && sl_cell_type(w) != SL_CELL_SEAL) return 1;
     return sl_cur_number(sl_load_sc(&r->p->cur)) > r->number; /* SYNC cur_cas: past this segment (which may live another life already) */
 }
+
+int sl_reader_ready(sl_reader *r) { return has_data(r); }
 
 static int any_data(sl_reader **readers, size_t n) {
     for (size_t i = 0; i < n; i++) if (has_data(readers[i])) return 1;

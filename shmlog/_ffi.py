@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from shmlog import errors
+from shmlog._binding import fast
 from shmlog._core import ffi, lib
 
 __all__ = ["check", "ffi", "lib", "raise_code"]
@@ -16,6 +17,11 @@ __all__ = ["check", "ffi", "lib", "raise_code"]
 _EXCEPTIONS: dict[int, type[errors.ShmlogError]] = {
     getattr(lib, name): exception for name, exception in errors.C_CODES.items()
 }
+
+
+_FOR_FAST = ("sl_append", "sl_reader_poll", "sl_reader_position", "sl_reader_done", "sl_reader_ready", "sl_murmur2", "sl_monotonic_ns")
+if fast is not None:
+    fast.connect({name: int(ffi.cast("uintptr_t", ffi.addressof(lib, name))) for name in _FOR_FAST})
 
 
 def raise_code(code: int, message: str | None = None) -> None:

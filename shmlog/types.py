@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shmlog._binding import in_c
 from shmlog.errors import IllegalStateError
 
 if TYPE_CHECKING:
@@ -50,10 +51,11 @@ class RecordMetadata(NamedTuple):
         return TopicPartition(self.topic, self.partition)
 
 
+@in_c
 class Record:
     """One consumed record.
 
-    A slotted class and not a tuple or a dataclass: one is made per record, by C too, which fills the slots directly.
+    A slotted class and not a tuple or a dataclass: one is made per record, and by the extension as a struct of these fields.
     `dtype` and `shape` are None unless the record was sent as an array.
     """
 
@@ -137,6 +139,9 @@ class Record:
         if not isinstance(other, Record):
             return NotImplemented
         return all(getattr(self, name) == getattr(other, name) for name in Record.__slots__)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Record, tuple(getattr(self, name) for name in Record.__slots__)
 
     def __hash__(self) -> int:
         return hash((self.topic, self.partition, self.offset))

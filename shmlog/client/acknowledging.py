@@ -42,7 +42,7 @@ class Acknowledging(Routing):
             self._reap()
         self._raise_failures()
 
-    def _watch(self, thread: Thread, delivery: Delivery, place: Place) -> None:
+    def _watch(self, delivery: Delivery, place: Place) -> None:
         delivery._place = place
         delivery._producer = self
         self._pending.append(delivery)

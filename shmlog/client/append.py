@@ -10,6 +10,7 @@ import os
 from typing import Any, NoReturn
 
 from shmlog import errors
+from shmlog._binding import fast
 from shmlog._ffi import ffi, lib, raise_code
 from shmlog.client import handle
 from shmlog.client.session import Session
@@ -38,7 +39,7 @@ class Place:
 class Route:
     """One topic as one thread appends to it: its places, opened as they are used."""
 
-    __slots__ = ("topic", "topic_id", "blocks", "count", "places", "version", "acks", "sticky")
+    __slots__ = ("topic", "topic_id", "blocks", "count", "places", "version", "acks", "sticky", "lane")
 
     def __init__(self, topic: str, topic_id: bytes) -> None:
         self.topic = topic
@@ -49,13 +50,15 @@ class Route:
         self.version = -1  # of the cluster view that this was made from
         self.acks: list[int] = []
         # Producers start at different partitions, or all of them crowd the same one at the same time.
-        self.sticky = Sticky(start=int.from_bytes(os.urandom(2), "little"))
+        start = int.from_bytes(os.urandom(2), "little")
+        self.lane: Any = None if fast is None else fast.Lane(start)  # the extension's form of this, kept by who changes it
+        self.sticky = self.lane or Sticky(start)
 
 
 class Thread:
     """What one thread of a Producer owns: a row, appenders and C structs. Freed when the thread ends or the Producer goes, in __del__."""
 
-    __slots__ = ("session", "cluster", "row", "routes", "free", "version", "records", "nbytes", "waits", "made_in", "ended", "__weakref__")
+    __slots__ = ("session", "cluster", "row", "routes", "lanes", "free", "version", "records", "nbytes", "waits", "made_in", "ended", "__weakref__")
 
     def __init__(self, session: Session, ended: list[int]) -> None:
         self.made_in = handle.CLOSED
@@ -68,12 +71,20 @@ class Thread:
             session.close()
             raise
         self.routes: dict[str, Route] = {}
+        # The extension's sends do not come by here: it has the lanes of the routes, and counts for itself.
+        self.lanes: Any = None if fast is None else fast.Lanes(int(ffi.cast("uintptr_t", session.version_word)))
         self.free: list[tuple[Any, Any]] = []
         self.version = session.version_word  # a pointer: [0] is the version of the cluster view in force
         self.records = 0
         self.nbytes = 0
         self.waits = 0
         self.made_in = handle.generation
+
+    def counts(self) -> tuple[int, int, int]:
+        """Records and bytes sent, and sends that had to wait."""
+        if self.lanes is None:
+            return self.records, self.nbytes, self.waits
+        return self.records + self.lanes.records, self.nbytes + self.lanes.nbytes, self.waits
 
     def structs(self) -> tuple[Any, Any]:
         record, result = ffi.new(_RECORD), ffi.new(_RESULT)
@@ -85,8 +96,10 @@ class Thread:
         if self.made_in != handle.generation:
             return  # closed before, or the parent's, whose row a child must not touch
         self.made_in = handle.CLOSED
-        for i, n in enumerate((self.records, self.nbytes, self.waits)):
+        for i, n in enumerate(self.counts()):
             self.ended[i] += n
+        if self.lanes is not None:
+            self.lanes.close()
         for route in self.routes.values():
             for place in route.places:
                 if place is not None:

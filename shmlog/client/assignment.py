@@ -192,6 +192,7 @@ class Assignment(ConsumerRow):
         if code:
             self._raise(part, code)
         part.reader = out[0]
+        part.address = int(ffi.cast("uintptr_t", out[0]))
         try:
             if start != "none":
                 low, end = self._ends(part)

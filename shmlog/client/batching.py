@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shmlog import arrays, errors
+from shmlog._binding import take_over
 from shmlog._ffi import ffi, lib, raise_code
 from shmlog.client import handle
 from shmlog.client.acknowledging import Acknowledging
@@ -82,7 +83,7 @@ class Batching(Acknowledging):
         thread.records += count
         thread.nbytes += nbytes
         if place.acks:
-            self._watch(thread, delivery, place)
+            self._watch(delivery, place)
         return delivery
 
     def _send_rows(self, thread: Thread, route: Route, values: Any, partition: int | None, stamp: int, expected_offset: int | None,
@@ -238,3 +239,11 @@ def _not_one_batch(place: Place, rows: int, most: int) -> errors.ShmlogError:
         f"{rows} records do not fit one batch of {place.topic}-{place.partition}, which takes {most} of them; expected_offset needs them in one",
         topic=place.topic, partition=place.partition, size=rows, limit=most,
     )  # fmt: skip
+
+
+take_over(
+    Batching,
+    "send_many",
+    "_send_many_any",
+    "($self, topic, values, keys=None, *, partition=None, timestamp_ms=None, timestamp_ns=None, expected_offset=None)",
+)

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from shmlog import errors
+from shmlog._binding import fast, take_over
 from shmlog._ffi import ffi, lib
 from shmlog.client import handle
 from shmlog.client.fetching import Fetching
@@ -126,7 +127,9 @@ class Consumer(Fetching):
             raise errors.InvalidConfigurationError("max_poll_records and max_partition_fetch_bytes are at least 1")
         self._key_of = handle.conversion(key_deserializer, "deserialize")
         self._value_of = handle.conversion(value_deserializer, "deserialize")
+        self._plain = self._key_of is None and self._value_of is None
         self._timeout_ms = consumer_timeout_ms
+        self._timeout_ns = int(min(consumer_timeout_ms, 1e12) * 1_000_000)
         self._max_poll_records = max_poll_records
         self._fetch_bytes = max_partition_fetch_bytes
         self._check = 1 if check_crcs else 0
@@ -150,7 +153,8 @@ class Consumer(Fetching):
         self._wake_lock = threading.RLock()
         self._owner = None
         self._fifo = None
-        self._counts = dict.fromkeys(("records", "bytes", "polls", "batches", "copied_batches", "resets", "skipped_records"), 0)
+        self._counts = dict.fromkeys(("batches", "copied_batches", "resets", "skipped_records"), 0)
+        self._records_total = self._bytes_total = self._polls_total = 0
 
         session = attach(bootstrap_servers)
         try:
@@ -159,6 +163,7 @@ class Consumer(Fetching):
             session.close()
             raise
         self._session = session
+        self._version_at = int(ffi.cast("uintptr_t", session.version_word))
         self._cluster = session.cluster
         self._row = self._leases.row
         self._generation = handle.generation
@@ -186,7 +191,7 @@ class Consumer(Fetching):
             raise errors.IllegalArgumentError(f"max_records={max_records} is not at least 1")
         self._enter()
         try:
-            self._counts["polls"] += 1
+            self._polls_total += 1
             self._drop_ready()
             deadline = handle.deadline_of(None, min(timeout_ms, 1e12))
             while True:
@@ -269,7 +274,7 @@ class Consumer(Fetching):
                     if record is not None:
                         self._counts["skipped_records"] += record.offset - part.position
                         part.position = record.offset + 1
-                        self._counts["records"] += 1
+                        self._records_total += 1
                         return record
                     if at == part.position:
                         break
@@ -302,9 +307,9 @@ class Consumer(Fetching):
         self._check_open()
         c = self._counts
         return {
-            "records_total": c["records"],
-            "bytes_total": c["bytes"],
-            "polls_total": c["polls"],
+            "records_total": self._records_total,
+            "bytes_total": self._bytes_total,
+            "polls_total": self._polls_total,
             "batches_total": c["batches"],
             "lease_fallback_copies_total": c["copied_batches"],
             "resets_total": c["resets"],
@@ -321,6 +326,8 @@ class Consumer(Fetching):
         if self._generation != handle.generation:
             handle.refuse(self._generation, "Consumer")
         frame = sys._getframe()
+        if self._busy:
+            self._refuse_busy()
         if self._owner is not None:
             self._refuse_second(self._owner, frame)
         self._owner = frame
@@ -398,6 +405,11 @@ def _one_of(name: str, given: str, *allowed: str) -> str:
     if given not in allowed:
         raise errors.InvalidConfigurationError(f"{name}={given!r}: allowed are {', '.join(allowed)}", key=name)
     return given
+
+
+take_over(Consumer, "poll", "_poll_any", "($self, timeout_ms=0, max_records=None, update_offsets=True)")
+if fast is not None:
+    del Consumer.__iter__, Consumer.__next__  # the extension's; they come back to _fetch_ready()
 
 
 def _reopen(cls: type[Consumer], topics: tuple[str, ...], recipe: dict[str, Any]) -> Consumer:

@@ -12,22 +12,27 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from threading import RLock
+from threading import RLock, get_ident
 from types import FrameType
 from typing import Any, NoReturn
 
 from shmlog import errors
+from shmlog._binding import Receiver, in_c
 from shmlog._ffi import ffi, lib, raise_code
 from shmlog.client import handle
 from shmlog.client.record_batch import Leases
 from shmlog.client.session import Session
 from shmlog.types import TopicPartition
 
+_NESTED = "a Consumer's call within its own call (a signal handler, a deserializer, a listener)"
+_SECOND = "a Consumer belongs to one thread at a time; only wakeup() may be called by another"
 
+
+@in_c
 class Assigned:
     """A partition that is being read."""
 
-    __slots__ = ("tp", "topic_id", "block", "spills", "timestamp_type", "reader", "reader_at", "position", "start", "paused")
+    __slots__ = ("tp", "topic_id", "block", "spills", "timestamp_type", "reader", "reader_at", "position", "start", "paused", "address")
 
     def __init__(self, tp: TopicPartition, topic_id: bytes, block: int, spills: bool, timestamp_type: int, reader: Any, start: str) -> None:
         self.tp = tp
@@ -40,9 +45,10 @@ class Assigned:
         self.position = -1  # of the next record to hand out; -1: not known yet, `start` says how to find it
         self.start = start  # earliest, latest or none
         self.paused = False
+        self.address = 0  # of the reader, for the extension
 
 
-class ConsumerRow:
+class ConsumerRow(Receiver):
     """The layer that knows the row: one call at a time, the poll pin, waking."""
 
     _generation: int
@@ -102,11 +108,17 @@ class ConsumerRow:
         if self._generation != handle.generation:
             handle.refuse(self._generation, "Consumer")
         frame = sys._getframe(1)
+        if self._busy:
+            self._refuse_busy()
         if self._owner is not None:
             self._refuse_second(self._owner, frame)
         self._owner = frame  # between the look and this store no other thread runs, nor a signal handler
         if self._fifo is not None:
             self._disarm()
+
+    def _refuse_busy(self) -> NoReturn:
+        """A call of the extension is going on: it ends its being busy itself, however it ends."""
+        raise errors.IllegalStateError(_NESTED if self._busy == get_ident() else _SECOND)
 
     def _refuse_second(self, owner: FrameType, mine: FrameType) -> None:
         """Raises if the call `owner` is going on. A lock would not do: a Ctrl-C between its release and its bookkeeping would leave it taken for
@@ -116,11 +128,7 @@ class ConsumerRow:
             while f is not None:
                 if f is owner:
                     nested = frame is sys._getframe() or any(f is g for g in _stack(mine))
-                    raise errors.IllegalStateError(
-                        "a Consumer's call within its own call (a signal handler, a deserializer, a listener)"
-                        if nested
-                        else "a Consumer belongs to one thread at a time; only wakeup() may be called by another"
-                    )
+                    raise errors.IllegalStateError(_NESTED if nested else _SECOND)
                 f = f.f_back
 
     def _leave(self) -> None:

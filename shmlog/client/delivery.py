@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from shmlog import errors
+from shmlog._binding import fast, in_c
 from shmlog.types import RecordMetadata
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from shmlog.client.append import Place
 
 
+@in_c
 class Delivery:
     """One append: a record, or with send_many() a batch of `count` records at `offset`, `offset + 1`, ...
 
@@ -184,3 +186,7 @@ class Deliveries(Sequence[Delivery]):
 
     def __repr__(self) -> str:
         return f"Deliveries({self._items!r})"
+
+
+if fast is not None:
+    fast.use(deliveries=Deliveries)

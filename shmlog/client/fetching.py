@@ -29,7 +29,10 @@ class Fetching(Positions):
     _spin_ns: int
     _key_of: Any
     _value_of: Any
-    _counts: dict[str, int]
+    _counts: dict[str, int]  # of what is rare
+    _records_total: int
+    _bytes_total: int
+    _polls_total: int
 
     def _in_turn(self) -> list[Assigned]:
         """The partitions to look at, beginning with the one whose turn it is. Takes up new partitions first."""
@@ -133,8 +136,8 @@ class Fetching(Positions):
         data = ffi.buffer(ffi.cast("char *", low), span)
         tp = part.tp
         records, error = make_records(tp.topic, tp.partition, rows, low, data, part.timestamp_type, self._key_of, self._value_of)
-        self._counts["records"] += len(records)
-        self._counts["bytes"] += total
+        self._records_total += len(records)
+        self._bytes_total += total
         self._fetched = fetched + total
         return records, error
 
@@ -155,8 +158,8 @@ class Fetching(Positions):
             self._counts["copied_batches"] += 1
         batch = RecordBatch(part.tp, n, rows, low, view, owner is not None, part.reader_at, part.timestamp_type, self._key_of, self._value_of)
         self._counts["batches"] += 1
-        self._counts["records"] += n
-        self._counts["bytes"] += total
+        self._records_total += n
+        self._bytes_total += total
         part.position = part.reader_at
         return batch
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
+from shmlog._binding import fast
 from shmlog._ffi import lib
 from shmlog.client.cluster_view import alive
 from shmlog.errors import BrokerNotRunningError, ClosedError, ForkedProcessError, StorageError
@@ -28,6 +29,8 @@ CLOSED = -1
 def _after_fork() -> None:
     global generation
     generation += 1
+    if fast is not None:
+        fast.forked(generation)
 
 
 os.register_at_fork(after_in_child=_after_fork)

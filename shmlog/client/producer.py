@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from shmlog import errors
+from shmlog._binding import take_over
 from shmlog.client import handle
 from shmlog.client.batching import BATCH_MAX_RECORDS, Batching
 from shmlog.client.delivery import Deliveries, Delivery
@@ -118,6 +119,7 @@ class Producer(Batching):
         self._serialize_key = handle.conversion(key_serializer, "serialize")
         self._serialize_value = handle.conversion(value_serializer, "serialize")
         self._partitioner = partitioner
+        self._plain = self._serialize_key is None and self._serialize_value is None and partitioner is None
         self._max_block_ms = max_block_ms
         self._delivery_timeout_ms = delivery_timeout_ms
         self.client_id = client_id
@@ -218,7 +220,7 @@ class Producer(Batching):
         thread.records += 1
         thread.nbytes += value_bytes
         if place.acks:
-            self._watch(thread, delivery, place)
+            self._watch(delivery, place)
         return delivery
 
     def loan(
@@ -272,7 +274,7 @@ class Producer(Batching):
         totals = list(self._ended)
         threads = [thread for thread in (t() for t in self._threads) if thread is not None]
         for thread in threads:
-            totals = [totals[0] + thread.records, totals[1] + thread.nbytes, totals[2] + thread.waits]
+            totals = [total + n for total, n in zip(totals, thread.counts(), strict=True)]
         return {
             "records_total": totals[0],
             "bytes_total": totals[1],
@@ -335,6 +337,14 @@ def _acks(given: int | str) -> int:
     if given == "disk":
         return DURABLE
     raise errors.InvalidConfigurationError(f'acks={given!r}: allowed are 0, 1, "all" (or -1) and "disk"', key="acks")
+
+
+take_over(
+    Producer,
+    "send",
+    "_send_any",
+    "($self, topic, value=None, key=None, headers=None, partition=None, timestamp_ms=None, *, timestamp_ns=None, expected_offset=None)",
+)
 
 
 def _reopen(cls: type[Producer], recipe: dict[str, Any]) -> Producer:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from shmlog import arrays, errors
+from shmlog._binding import fast
 from shmlog._ffi import ffi, lib
 from shmlog.client import handle
 from shmlog.client.encoding import decode_headers, decode_kafka_headers
@@ -81,7 +82,14 @@ def make_records(
 
     The second result is what a deserializer, or damage in headers or dtype, raised; the list then ends before that record.
     """
-    records: list[Record] = []
+    records: list[Record]
+    error: BaseException | None
+    if fast is not None:
+        records, error = fast.records(rows, topic, partition, timestamp_type, key_of, value_of)
+        if isinstance(error, errors.CorruptRecordError):
+            error.topic, error.partition, error.offset = topic, partition, VIEW.unpack_from(rows, VIEW_BYTES * len(records))[0]
+        return records, error
+    records = []
     append = records.append
     headers: list[tuple[str, bytes | None]]
     try:
@@ -119,6 +127,18 @@ def make_records(
             error.topic, error.partition, error.offset = topic, partition, offset
         return records, error
     return records, None
+
+
+def _finish(record: Record, headers: bytes | None, kafka: bool, dtype: bytes | None) -> None:
+    """The rare fields of a record that the extension made."""
+    if headers is not None:
+        record.headers = decode_kafka_headers(headers) if kafka else decode_headers(headers)
+    if dtype is not None:
+        record.dtype, record.shape = arrays.decode(dtype)
+
+
+if fast is not None:
+    fast.use(finish=_finish)
 
 
 class Leases:
@@ -262,6 +282,8 @@ class RecordBatch:
         """The values: read-only memoryviews of the log's memory (copy=True: bytes), None for null. No deserializer."""
         rows, view = self._held()
         low = self._low
+        if fast is not None:
+            return fast.values(rows) if copy else fast.value_views(rows, view, low)  # type: ignore[no-any-return]
         found: list[Any] = []
         for row in VIEW.iter_unpack(rows):
             at = row[_VALUE] - low

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shmlog import errors
+from shmlog._binding import Sender
 from shmlog._ffi import ffi, lib
 from shmlog.client import handle
 from shmlog.client.append import WAITING, Place, Route, Thread, raise_append
@@ -26,7 +27,7 @@ append = lib.sl_append
 APPENDED, COMMITTED, DURABLE = 0, 1, 2
 
 
-class Routing:
+class Routing(Sender):
     """The layer that knows threads, topics and partitions."""
 
     _generation: int
@@ -109,6 +110,9 @@ class Routing:
         route.count = len(acks)
         route.version = version
         thread.routes[topic] = route
+        if route.lane is not None:
+            route.lane.refresh(version, route.count)
+            thread.lanes.add(topic, route.lane)
         return route
 
     def _open(self, thread: Thread, route: Route, n: int) -> Place:
@@ -118,6 +122,8 @@ class Routing:
             raise_append(thread, route.topic, n, code, None, None)
         place = Place(route.topic, route.topic_id, n, route.blocks[n], out[0], route.acks[n])
         route.places[n] = place
+        if route.lane is not None:
+            route.lane.open(n, int(ffi.cast("uintptr_t", place.appender)), place if place.acks else None)
         return place
 
     def _partition_of(self, topic: str, key: bytes, partition: int | None, count: int) -> int:

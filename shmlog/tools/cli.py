@@ -219,13 +219,14 @@ def pairs(given: Sequence[str], option: str = "-c") -> dict[str, str]:
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from shmlog import __version__
+    from shmlog import __version__, _binding
     from shmlog._ffi import lib
 
     if settings().json or "--json" in sys.argv:
-        show({"version": __version__, "layout_version": lib.SL_LAYOUT_VERSION, "disk_version": lib.SL_DISK_VERSION, "binding": "cffi"})
+        show({"version": __version__, "layout_version": lib.SL_LAYOUT_VERSION, "disk_version": lib.SL_DISK_VERSION, "binding": _binding.name})
     else:
-        print(f"shmlog {__version__} (layout {lib.SL_LAYOUT_VERSION}, disk {lib.SL_DISK_VERSION}, binding cffi, Python {sys.version.split()[0]})")
+        versions = f"layout {lib.SL_LAYOUT_VERSION}, disk {lib.SL_DISK_VERSION}"
+        print(f"shmlog {__version__} ({versions}, binding {_binding.name}, Python {sys.version.split()[0]})")
     ctx.exit()
 
 

@@ -18,7 +18,9 @@ static void *fixture_object(const char *suffix, uint64_t bytes, uint32_t kind, i
     char name[128];
     snprintf(name, sizeof name, "%s.%s", fixture_prefix, suffix);
     int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
-    if (fd < 0 || posix_fallocate(fd, 0, (off_t)bytes) != 0) { perror(name); exit(2); }
+    uint64_t table = kind == SL_KIND_ROWS ? SL_MAX_ROWS * sizeof(sl_row) : kind == SL_KIND_WAITS ? SL_MAX_PARTITIONS * sizeof(sl_waits)
+        : kind == SL_KIND_PARTITIONS ? SL_MAX_PARTITIONS * sizeof(sl_partition) : 0; /* as long as it may become, with memory for `bytes` */
+    if (fd < 0 || posix_fallocate(fd, 0, (off_t)bytes) != 0 || (table && ftruncate(fd, (off_t)(SL_TABLE_HEADER_BYTES + table)) != 0)) { perror(name); exit(2); }
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
     sl_object_format(p, bytes, kind, 0, fixture_cluster_id, "lock");

@@ -294,7 +294,7 @@ static void a_new_leader_epoch_fences_seals_and_goes_on_at_the_same_offset(void)
 
 static void headers_that_cannot_be_right_are_codes_and_never_a_crash(void) {
     struct { const char *what; int code; } cases[] = {{"halfmade", SL_E_HALFMADE}, {"version", SL_E_VERSION}, {"boot", SL_E_BOOT},
-                                                      {"magic", SL_E_DAMAGED}, {"kind", SL_E_DAMAGED}, {"flip", SL_E_DAMAGED}, {"short", SL_E_HALFMADE}, {"gone", SL_E_NOENT}};
+                                                      {"magic", SL_E_DAMAGED}, {"kind", SL_E_DAMAGED}, {"flip", SL_E_DAMAGED}, {"short", SL_E_HALFMADE}, {"cut", SL_E_HALFMADE}, {"gone", SL_E_NOENT}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         fixture_make();
         char name[128];
@@ -311,6 +311,7 @@ static void headers_that_cannot_be_right_are_codes_and_never_a_crash(void) {
         if (strcmp(w, "flip") != 0) h->header_crc = sl_crc32c(0, h, offsetof(sl_object_header, header_crc));
         else h->made_ns ^= 1;
         if (!strcmp(w, "short")) CHECK_EQ(ftruncate(fd, 64), 0);
+        if (!strcmp(w, "cut")) CHECK_EQ(ftruncate(fd, 1 << 20), 0); /* `allocated` would lead beyond its end */
         if (!strcmp(w, "gone")) shm_unlink(name);
         close(fd);
         sl_cluster *cluster = NULL;
