@@ -109,6 +109,8 @@ def test_a_run_that_was_interrupted_goes_on_behind_its_last_round(tmp_path: Path
     done = bench(tmp_path, *arguments, "--resume")
     assert done.returncode == 0 and f"{len(kept)} rounds are finished" in done.stderr
     again = run.read_text()
+    ran = [json.loads(line)["cell"] for line in again.splitlines() if line.startswith('{"cell"')]
+    assert all(ran.count(json.loads(line)["cell"]) == sum(json.loads(k)["cell"] == json.loads(line)["cell"] for k in kept) for line in kept)
     assert all(line in again for line in kept) and json.loads(again.splitlines()[-1]).keys() == {"ended"}
     assert results(tmp_path)["begun"] == json.loads(head)["head"]["begun"]
     assert all(c["figures"] for c in results(tmp_path)["cells"])
@@ -192,6 +194,8 @@ def test_like_replays_the_sizes_of_a_topic(tmp_path: Path, shmlog_cluster: Any) 
     found = results(tmp_path)
     assert {c["question"] for c in found["cells"]} == {"like"} and found["targets"] == []
     assert all(c["figures"]["lost_percent"]["median"] == 0 and "mine: 50 records, median 30 B" in c["case"] for c in found["cells"])
+    means = [1e6 * r["figures"]["mb_per_s"] / r["figures"]["records_per_s"] for c in found["cells"] for r in c["rounds"]]
+    assert means and all(abs(mean - sum(sizes) / len(sizes)) < 0.01 for mean in means)
     done = bench(tmp_path, "--like", "nosuch", "--cluster", shmlog_cluster.address)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "nosuch" in done.stderr
 
