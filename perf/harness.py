@@ -324,6 +324,8 @@ class Store:
         self._file = open(self.path, "a" if self.resumed else "w")  # noqa: SIM115 (as long as the run)
         if not self.resumed:
             self._write({"head": self.head})
+        elif not self.path.read_bytes().endswith(b"\n"):
+            self._file.write("\n")  # behind a line that a kill cut off
 
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")

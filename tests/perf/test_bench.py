@@ -109,7 +109,7 @@ def test_a_run_that_was_interrupted_goes_on_behind_its_last_round(tmp_path: Path
     done = bench(tmp_path, *arguments, "--resume")
     assert done.returncode == 0 and f"{len(kept)} rounds are finished" in done.stderr
     again = run.read_text()
-    ran = [json.loads(line)["cell"] for line in again.splitlines() if line.startswith('{"cell"')]
+    ran = [json.loads(line)["cell"] for line in again.splitlines() if line.startswith('{"cell"') and line.endswith("}")]
     assert all(ran.count(json.loads(line)["cell"]) == sum(json.loads(k)["cell"] == json.loads(line)["cell"] for k in kept) for line in kept)
     assert all(line in again for line in kept) and json.loads(again.splitlines()[-1]).keys() == {"ended"}
     assert results(tmp_path)["begun"] == json.loads(head)["head"]["begun"]
