@@ -22,6 +22,7 @@ OTHERWISE_NAMED = {
 NOT_MODELLED = {
     "bell": "the broker's own sleep, an announce and a look as in wakeup.pml; its orders are in loom/",
     "durable": "files",
+    "meter_owner": "measuring; nothing depends on it",
     "object_ready": "the making of a shared object",
     "room": "producers that wait for a successor: as in wakeup.pml",
     "sync_wanted": "files",

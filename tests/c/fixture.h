@@ -68,7 +68,7 @@ static void fixture_make(void) {
     munmap(t, bytes);
 }
 
-static void fixture_unlink(void) {
+static inline void fixture_unlink(void) {
     char name[128];
     const char *fixed[] = {"control", "partitions", "waits", "rows", "meters"};
     for (int i = 0; i < 5; i++) { snprintf(name, sizeof name, "%s.%s", fixture_prefix, fixed[i]); shm_unlink(name); }
