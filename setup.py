@@ -1,7 +1,7 @@
 """Builds shmlog._core, the cffi module that holds all of csrc/, and from csrc/pyext.c (which is empty there) shmlog._fast.
 
-Everything else stands in pyproject.toml. shmlog works without _fast, by cffi alone: it is left out with SHMLOG_WITHOUT_FAST=1, and where it does not
-compile.
+The folder perf/ is installed as shmlog.bench. Everything else stands in pyproject.toml. shmlog works without _fast, by cffi alone: it is left out with
+SHMLOG_WITHOUT_FAST=1, and where it does not compile.
 """
 
 import os
@@ -9,7 +9,7 @@ import platform
 import sys
 import sysconfig
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
     raise SystemExit(
@@ -34,4 +34,7 @@ setup(
     ext_modules=[] if os.environ.get("SHMLOG_WITHOUT_FAST") else [fast],
     cffi_modules=["shmlog/_build.py:ffibuilder"],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    packages=[*find_packages(include=["shmlog", "shmlog.*"]), "shmlog.bench"],
+    package_dir={"shmlog.bench": "perf"},
+    package_data={"shmlog": ["py.typed", "include/shmlog.h"], "shmlog.bench": ["*.c", "*.h", "*.md"]},
 )

@@ -270,6 +270,7 @@ int sl_append(sl_appender *a, const sl_record *record, int64_t expected_offset, 
 static int take_pin(sl_row *row, uint64_t pin, uint32_t *slot) {
     for (uint32_t i = 0; i < SL_VIEW_PINS; i++)
         if (sl_load_relaxed(&row->view_pins[i]) == 0) { /* only this row's thread sets them; sl_lease_release() may clear one at any time */
+            SL_FAILPOINT(pin_handover);
             sl_store_sc(&row->view_pins[i], pin); /* SYNC pin_handover: before the word it is handed over from is cleared */
             *slot = i;
             return SL_OK;

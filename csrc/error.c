@@ -141,7 +141,9 @@ int sl_process_alive(uint32_t pid, uint64_t start_ticks) {
 
 #ifdef SL_FAILPOINTS
 /* SHMLOG_FAILPOINT="name:hit:action" fires at the hit-th time (1 = first) that this process passes the named place; action is kill, stop or
- * exit. The variable is read anew each time, so that a test can set it in a forked child. */
+ * exit. "name:hit:action:path" fires from then on as soon as it is this process that removes that file: once for all processes that inherit the
+ * variable, when a test has made the file, and no more when the test has removed it. The variable is read anew each time, so that a test can set it in
+ * a forked child. */
 void sl_failpoint_hit(const char *name) {
     static uint64_t hits;
     const char *wanted = getenv("SHMLOG_FAILPOINT");
@@ -150,10 +152,14 @@ void sl_failpoint_hit(const char *name) {
     if (strncmp(wanted, name, length) != 0 || wanted[length] != ':') return;
     char *end;
     uint64_t hit = strtoull(wanted + length + 1, &end, 10);
-    if (*end != ':' || sl_fetch_add_relaxed(&hits, 1) + 1 != hit) return;
-    if (strcmp(end + 1, "kill") == 0) kill(getpid(), SIGKILL);
-    else if (strcmp(end + 1, "stop") == 0) kill(getpid(), SIGSTOP);
-    else if (strcmp(end + 1, "exit") == 0) _exit(99);
+    if (*end != ':') return;
+    uint64_t passed = sl_fetch_add_relaxed(&hits, 1) + 1;
+    const char *action = end + 1, *path = strchr(action, ':');
+    size_t action_bytes = path ? (size_t)(path - action) : strlen(action);
+    if (path ? passed < hit || unlink(path + 1) != 0 : passed != hit) return;
+    if (action_bytes == 4 && memcmp(action, "kill", 4) == 0) kill(getpid(), SIGKILL);
+    else if (action_bytes == 4 && memcmp(action, "stop", 4) == 0) kill(getpid(), SIGSTOP);
+    else if (action_bytes == 4 && memcmp(action, "exit", 4) == 0) _exit(99);
     else {
         fprintf(stderr, "shmlog: SHMLOG_FAILPOINT=%s: the action is kill, stop or exit\n", wanted);
         abort();

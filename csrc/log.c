@@ -771,7 +771,7 @@ static int wait_word(sl_cluster *cluster, uint32_t row_index, uint32_t block, co
         sl_bits_set(waits->commit, row_index);
         int rc = SL_OK;
         /* Everything that somebody may have said in the meantime, to whom we were not asleep yet. */
-        int below = which == SL_WORD_HIGH_WATERMARK && (sl_load_sc(&p->flags) & SL_PF_BELOW_MIN_ISR); /* SYNC below_min_isr: set, then sl_wake_all() */
+        int below = which == SL_WORD_HIGH_WATERMARK && (sl_load_sc(&p->flags) & SL_PF_BELOW_MIN_ISR); /* SYNC below_min_isr: pairs with the coordinator, which sets the flag and then wakes all */
         if (!below && sl_word_offset(sl_load_sc(word)) < offset && sl_load_sc(&p->state) == SL_PARTITION_LIVE && sl_load_sc(cluster_state) != SL_CLUSTER_DOWN)
             rc = sl_futex_wait(&row->wake, seen, deadline_ns);
         sl_bits_clear(waits->commit, row_index);

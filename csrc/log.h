@@ -37,6 +37,7 @@ int sl_hold_rotate(sl_hold *hold);
 
 #include "atomic.h"
 static inline void sl_hold_drop(sl_hold *hold) {
+    SL_FAILPOINT(hazard_clear);
     sl_store_release(&hold->row->hazard[hold->h], 0); /* SYNC hazard_clear: after the last use; pairs with the recycler's scan (acquire) */
 }
 

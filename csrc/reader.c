@@ -570,7 +570,8 @@ static inline void measure(sl_reader *r, const sl_view *views, int64_t n) {
     sl_meter_note(r->meter, r->position, (uint64_t)n);
     if (!due) { r->unmeasured--; return; }
     r->unmeasured = SL_METER_EVERY - 1;
-    if (r->number) sl_meter_age(r->meter, sl_wall_ns() - views[n - 1].timestamp_ns); /* not what comes from a file: that is history */
+    /* Not what comes from a file: that is history. A record's time is whatever its producer says: the difference may not fit. */
+    if (r->number) sl_meter_age(r->meter, (int64_t)((uint64_t)sl_wall_ns() - (uint64_t)views[n - 1].timestamp_ns));
 }
 
 int64_t sl_reader_poll(sl_reader *r, sl_view *views, size_t max_views, uint64_t max_bytes, int verify_crc) {

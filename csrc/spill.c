@@ -241,7 +241,7 @@ int sl_commit(sl_broker *b, sl_bp *p) {
         moved |= durable > durable_before;
     } else rc = sl_log_advance(b->cluster, p->block, SL_WORD_SPILLED, p->leader_epoch, end);
     if (rc == SL_OK) rc = sl_log_advance(b->cluster, p->block, SL_WORD_DURABLE, p->leader_epoch, durable);
-    if (moved) sl_wake_bits(b->cluster, p->waits->commit); /* SYNC committed: after the words; pairs with sl_wait_committed() and readers of replicated topics */
+    if (moved) sl_wake_bits(b->cluster, p->waits->commit); /* SYNC durable: after the words; pairs with wait_word() and readers of replicated topics */
     return rc;
 }
 

@@ -5,7 +5,9 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifndef RING_BYTES
 #define RING_BYTES (UINT64_C(2) << 20)
+#endif
 
 typedef struct ring {
     uint64_t head;               /* consumer's position, written now and then */

@@ -1,4 +1,4 @@
-"""How heavy is a cluster that does nothing? The table "Own weight" of the public contract."""
+"""How heavy is a cluster that does nothing? (the table "Own weight" of the public contract)"""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from perf.harness import rounds
+from .harness import Cell, Plan, rounds, scratch
+from .peers import Peer
 
+FIGURE, UNIT, LESS_IS_BETTER = "up_ms", "ms", True
 PROMISED = {
     "up_ms": 500,
     "cluster_cold_ms": 400,
@@ -33,9 +35,8 @@ def shmlog(*arguments: str) -> tuple[float, str]:
 
 
 def python(code: str) -> float:
-    done = subprocess.run([sys.executable, "-c", f"import time; t = time.perf_counter(); {code}; print((time.perf_counter() - t) * 1e3)"],
-                          capture_output=True, text=True, check=True, timeout=60)
-    return float(done.stdout)
+    command = [sys.executable, "-c", f"import time; t = time.perf_counter(); {code}; print((time.perf_counter() - t) * 1e3)"]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
 
 
 def pss_kib(pid: int) -> int:
@@ -50,9 +51,13 @@ def cpu_ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def one() -> dict[str, float]:
+def shm_kib(name: str) -> float:
+    return sum(p.stat().st_blocks for p in Path("/dev/shm").glob(f"shmlog.{os.geteuid()}.{name}*")) / 2
+
+
+def one(idle_s: float) -> dict[str, float]:
     name = f"w{secrets.token_hex(4)}"
-    with tempfile.TemporaryDirectory() as data:
+    with tempfile.TemporaryDirectory(dir=scratch()) as data:
         up_ms, _ = shmlog("up", "--cluster", name, "--data", data)
         try:
             before_kib = shm_kib(name)
@@ -62,7 +67,7 @@ def one() -> dict[str, float]:
             after_kib = shm_kib(name)
             pss = sum(map(pss_kib, pids)) / 1024
             begin, ticks = time.monotonic(), sum(map(cpu_ticks, pids))
-            time.sleep(10)
+            time.sleep(idle_s)
             cpu = 100 * (sum(map(cpu_ticks, pids)) - ticks) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - begin)
         finally:
             shmlog("down", "--cluster", name, "--wipe")
@@ -79,9 +84,7 @@ def one() -> dict[str, float]:
     }
 
 
-def shm_kib(name: str) -> float:
-    return sum(p.stat().st_blocks for p in Path("/dev/shm").glob(f"shmlog.{os.geteuid()}.{name}*")) / 2
-
-
-def run(n: int) -> dict[str, Any]:
-    return {"own weight": {**rounds({"measured": one}, n), "promised": PROMISED}}
+def cells(plan: Plan, peers: list[type[Peer]]) -> list[Cell]:
+    if not any(p.name == "shmlog" for p in peers):
+        return []
+    return rounds({"shmlog": partial(one, 1 if plan.name == "tiny" else 10)}, "weight", "one broker", 3 if plan.full else 1)

@@ -140,6 +140,7 @@ def test_wheel_is_for_the_stable_abi_and_holds_no_source(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert "shmlog/_core.abi3.so" in names and "shmlog/py.typed" in names
+    assert {"shmlog/bench/peers.py", "shmlog/bench/c_bench.c", "shmlog/bench/minimal_ring.h"} <= set(names)
     assert not [name for name in names if name.startswith(("csrc/", "tests/", "perf/", "examples/"))]
 
 
@@ -152,5 +153,6 @@ def test_installed_wheel_imports_from_anywhere(wheel: Path, tmp_path: Path) -> N
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     (site / "outer.pth").write_text(f"import sys; sys.path.append({os.path.dirname(os.path.dirname(pytest.__file__))!r})\n")
-    out = run(python, "-c", "import shmlog, shmlog._core as c; print(shmlog.__file__); print(c.__file__)", cwd=tmp_path)
+    out = run(python, "-c", "import shmlog, shmlog._core as c, shmlog.bench as b; [print(m.__file__) for m in (shmlog, c, b)]", cwd=tmp_path)
     assert all(line.startswith(str(site)) for line in out.splitlines()), out
+    assert "multiprocessing.Pipe" in run(python, "-m", "shmlog", "bench", "--list", cwd=tmp_path)

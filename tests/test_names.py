@@ -20,8 +20,10 @@ OTHERWISE_NAMED = {
 }
 # What no model has, and why.
 NOT_MODELLED = {
+    "below_min_isr": "an announce and a look, as in wakeup.pml; the other side is the coordinator's Python",
     "bell": "the broker's own sleep, an announce and a look as in wakeup.pml; its orders are in loom/",
     "durable": "files",
+    "meter_owner": "measuring; nothing depends on it",
     "object_ready": "the making of a shared object",
     "room": "producers that wait for a successor: as in wakeup.pml",
     "sync_wanted": "files",

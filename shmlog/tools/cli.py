@@ -816,3 +816,12 @@ def run(role: str) -> None:
     from shmlog.tools import cluster
 
     click.get_current_context().exit(cluster.run(settings().name, role))
+
+
+@cli.command("bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> None:
+    """Latency and throughput of ways to get bytes from one process to another here, with shmlog among them: a table, JSON and a page."""
+    from shmlog.bench.__main__ import main as run_bench
+
+    click.get_current_context().exit(run_bench(arguments, settings().json, settings().cluster))

@@ -18,8 +18,11 @@ static void *fixture_object(const char *suffix, uint64_t bytes, uint32_t kind, i
     char name[128];
     snprintf(name, sizeof name, "%s.%s", fixture_prefix, suffix);
     int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
-    uint64_t table = kind == SL_KIND_ROWS ? SL_MAX_ROWS * sizeof(sl_row) : kind == SL_KIND_WAITS ? SL_MAX_PARTITIONS * sizeof(sl_waits)
-        : kind == SL_KIND_PARTITIONS ? SL_MAX_PARTITIONS * sizeof(sl_partition) : 0; /* as long as it may become, with memory for `bytes` */
+    uint64_t table = 0; /* a table is as long as it may become, with memory for `bytes` */
+    if (kind == SL_KIND_ROWS) table = SL_MAX_ROWS * sizeof(sl_row);
+    if (kind == SL_KIND_WAITS) table = SL_MAX_PARTITIONS * sizeof(sl_waits);
+    if (kind == SL_KIND_PARTITIONS) table = SL_MAX_PARTITIONS * sizeof(sl_partition);
+    if (kind == SL_KIND_METERS) table = SL_MAX_METERS * sizeof(sl_meter);
     if (fd < 0 || posix_fallocate(fd, 0, (off_t)bytes) != 0 || (table && ftruncate(fd, (off_t)(SL_TABLE_HEADER_BYTES + table)) != 0)) { perror(name); exit(2); }
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
@@ -68,7 +71,7 @@ static void fixture_make(void) {
     munmap(t, bytes);
 }
 
-static void fixture_unlink(void) {
+static inline void fixture_unlink(void) {
     char name[128];
     const char *fixed[] = {"control", "partitions", "waits", "rows", "meters"};
     for (int i = 0; i < 5; i++) { snprintf(name, sizeof name, "%s.%s", fixture_prefix, fixed[i]); shm_unlink(name); }

@@ -127,7 +127,7 @@ static void *go_wild(void *unused) {
         }
         sl_store_relaxed(word, state >> 40 & 1 ? state : *word ^ UINT64_C(1) << (state >> 58));
         if ((state >> 20) % 16 == 0) { /* right again, so that there is something to find */
-            memcpy((uint8_t *)wild_map->segment + 128, right + 128, 12000);
+            memcpy(wild_map->segment, right, 12128); /* with its frozen header, or who has not mapped it yet never can */
             p->cur = cur, p->spilled = spilled, p->log_start = start;
             memcpy(p->dir, dir, sizeof dir);
         }

@@ -10,9 +10,15 @@ import sys
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from workers import NOTE
+
+from shmlog import Consumer, TopicPartition
+from shmlog.testing import history
 
 WORKERS = Path(__file__).with_name("workers.py")
 
@@ -24,6 +30,53 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         threading.Event().wait(0.005)  # between two looks at the condition, so that those we wait for have the CPU
     return value
+
+
+def noted(value: bytes) -> int:
+    """Which of all values this is: workers begin theirs with a NOTE."""
+    return history.value_id(*NOTE.unpack_from(value))
+
+
+class Sends:
+    """Sends of a producer of this process, numbered, each with acks=1, written down as a worker does."""
+
+    def __init__(self, path: Path, topic: str = "t") -> None:
+        self.path, self.topic = path, topic
+        self._history = history.History(path)
+        self._log = self._history.log(topic, 0)
+
+    def __call__(self, producer: Any, number: int, value: bytes) -> Any:
+        token = self._history.send(self._log, number, crc=zlib.crc32(value))
+        delivery = producer.send(self.topic, value)
+        self._history.ok(token, delivery.offset)
+        return delivery
+
+
+def check_histories(address: str, topic: str, histories: list[Path], identify: Callable[[bytes], int] = noted) -> int:
+    """The end of every fault test with traffic: a full read of partition 0, written down as all that went before, and nothing in it all that cannot be.
+    Returns how many records there are."""
+    path = histories[0].with_name(f"final-{uuid.uuid4().hex[:6]}.history")
+    tp = TopicPartition(topic, 0)
+    with history.History(path) as final, Consumer(bootstrap_servers=address) as consumer:
+        log, began = final.log(topic, 0), time.monotonic_ns()
+        consumer.assign([tp])
+        offset, end = consumer.beginning_offsets([tp])[tp], consumer.end_offsets([tp])[tp]
+        start = offset
+        consumer.seek(tp, offset)
+        final.seek(log, offset)
+        while offset < end:
+            begin = time.monotonic_ns()
+            records = until(lambda: consumer.poll(timeout_ms=1000, max_records=5000).get(tp), f"records from offset {offset} of {end}")
+            done = time.monotonic_ns()
+            for record in records:
+                final.read(log, record.offset, identify(record.value), begin, done, crc=zlib.crc32(record.value))
+                offset = record.offset + 1
+        final.final(log, start, end, began)
+    operations = history.load([*histories, path])
+    anomalies = history.check(operations)
+    assert not anomalies, "\n".join(["", *map(str, anomalies), f"python -m shmlog.testing.history {' '.join(map(str, [*histories, path]))}"])
+    print(history.summary(operations))
+    return end
 
 
 class RealCluster:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_cluster import RealCluster, until
+from real_cluster import RealCluster, Sends, check_histories, until
 
 from shmlog import Admin, Cluster, Consumer, NewTopic, Producer, TopicPartition, config, errors, lifecycle, shm
 from shmlog._ffi import ffi
@@ -291,8 +291,12 @@ def fill(p: Producer, sent: int, topic: str = "t") -> tuple[int, BaseException]:
     raise AssertionError("100 MB went onto a full disk")
 
 
+def number_of(value: bytes) -> int:
+    return int(value[:8])
+
+
 def numbers(records: list[Any]) -> list[int]:
-    return [int(r.value[:8]) for r in records]
+    return [number_of(r.value) for r in records]
 
 
 @pytest.mark.parametrize(("policy", "kind"), [("block", errors.StorageFullError), ("raise", (errors.RingFullError, errors.StorageFullError))])
@@ -500,18 +504,19 @@ def holder() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def test_a_stopped_consumer_with_a_view_slows_no_producer_and_its_view_never_changes(
-    address: str, holder: Callable[..., subprocess.Popen[str]]
+    address: str, tmp_path: Path, holder: Callable[..., subprocess.Popen[str]]
 ) -> None:
     with Admin(address) as admin:
         admin.delete_topics(["t"])
         admin.create_topics([NewTopic("t", 1, config=SMALL_RING)])
-    with Producer(address, max_block_ms=20_000) as p:
+    send = Sends(tmp_path / "sends.history")
+    with Producer(address, acks=1, max_block_ms=20_000) as p:
         for i in range(100):
-            p.send("t", b"%08d" % i + KIB)
+            send(p, i, b"%08d" % i + KIB)
         stopped = holder(address)
         stopped.send_signal(signal.SIGSTOP)
         for i in range(100, 5000):  # ten times the ring
-            p.send("t", b"%08d" % i + KIB)
+            send(p, i, b"%08d" % i + KIB)
         stopped.send_signal(signal.SIGCONT)
         assert stopped.stdin and stopped.stdout
         stopped.stdin.write("\n")
@@ -519,8 +524,8 @@ def test_a_stopped_consumer_with_a_view_slows_no_producer_and_its_view_never_cha
         assert stopped.stdout.readline() == "same\n"
         stopped.kill()
         for i in range(5000, 8000):
-            p.send("t", b"%08d" % i + KIB)
-    assert numbers(read(address)) == list(range(8000))
+            send(p, i, b"%08d" % i + KIB)
+    assert check_histories(address, "t", [send.path], number_of) == 8000
 
 
 def test_a_killed_consumer_lets_go_of_the_producers_that_waited_for_it(address: str, holder: Callable[..., subprocess.Popen[str]]) -> None:
@@ -817,14 +822,15 @@ def test_a_file_of_a_newer_version_is_refused_by_name_and_not_touched(cluster: R
 
 @pytest.mark.parametrize("number", some([signal.SIGTERM, signal.SIGINT, signal.SIGHUP], signal.SIGTERM))
 @pytest.mark.parametrize("role", ["broker", "coordinator", "standby", "spare"])
-def test_a_signal_to_any_process_of_the_cluster_loses_nothing(role: str, number: signal.Signals) -> None:
+def test_a_signal_to_any_process_of_the_cluster_loses_nothing(tmp_path: Path, role: str, number: signal.Signals) -> None:
     with Cluster() as cluster, Producer(acks=1, max_block_ms=60_000) as p:
         until(lambda: cluster.pid(role), role)
+        send = Sends(tmp_path / "sends.history")
         for i in range(3000):
-            p.send("t", b"%08d" % i + KIB)
+            send(p, i, b"%08d" % i + KIB)
             if i == 1000:
                 pid = cluster.kill(role, number=number)
-        assert numbers(read(cluster.address)) == list(range(3000))
+        assert check_histories(cluster.address, "t", [send.path], number_of) == 3000
         if number == signal.SIGTERM:
             until(lambda: cluster.pid(role) not in (0, pid), f"the next {role}")
         assert p.send("t", b"x").offset == 3000

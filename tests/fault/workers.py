@@ -1,4 +1,5 @@
-"""Programs that a fault test starts, kills and starts again. Each keeps its ledger in a mapped file, so that kill -9 takes nothing of it.
+"""Programs that a fault test starts, kills and starts again. Each writes a history of what it did and saw, and a ledger of figures for the test
+to wait for, in mapped files, so that kill -9 takes nothing of them.
 
 A ledger is four little-endian u64: operations acknowledged, longest wait of one in ns, failures, finished (1).
 """
@@ -9,11 +10,20 @@ import mmap
 import struct
 import sys
 import time
+import zlib
 from pathlib import Path
+
+from shmlog.testing.history import DURABLE, END, HIGH, START, History, value_id
 
 LEDGER = struct.Struct("<4Q")
 NOTE = struct.Struct("<QQ")  # producer, sequence: the first bytes of each value
 VALUE_BYTES = 100
+LOOK_EVERY = 500  # records that a consumer reads between two looks at the watermarks
+MARKS = {START: "log_start_offset", DURABLE: "durable_offset", HIGH: "high_watermark", END: "log_end_offset"}
+
+
+def history_of(ledger_path: str | Path) -> Path:
+    return Path(f"{ledger_path}.history")
 
 
 class Ledger:
@@ -44,38 +54,53 @@ def produce(address: str, topic: str, ledger_path: str, producer_id: int, count:
     """Sends `count` records of 100 bytes with acks=1, one a call; each is noted when it is acknowledged."""
     from shmlog import Producer
 
-    ledger = Ledger(Path(ledger_path))
+    ledger, history = Ledger(Path(ledger_path)), History(history_of(ledger_path))
+    log = history.log(topic, 0)
     filler = bytes(VALUE_BYTES - NOTE.size)
     with Producer(bootstrap_servers=address, acks=1) as producer:
         for sequence in range(count):
             value = NOTE.pack(producer_id, sequence) + filler
             begin = time.monotonic_ns()
+            token = history.send(log, value_id(producer_id, sequence), crc=zlib.crc32(value), begin_ns=begin)
             try:
-                producer.send(topic, value, partition=0).result(timeout=60)
+                offset = producer.send(topic, value, partition=0).result(timeout=60).offset
             except Exception as error:
                 ledger.fail()
                 print(f"producer {producer_id}: {error!r}", file=sys.stderr, flush=True)
                 raise
-            ledger.acknowledge(sequence + 1, time.monotonic_ns() - begin)
+            end = time.monotonic_ns()
+            history.ok(token, offset, end)
+            ledger.acknowledge(sequence + 1, end - begin)
     ledger.finish()
 
 
 def consume(address: str, topic: str, ledger_path: str) -> None:
-    """Reads from the start for ever, checking that offsets are dense and each producer's records in order."""
-    from shmlog import Consumer
+    """Reads from the start for ever and looks at the watermarks now and then; what must hold of all that is the checker's."""
+    from shmlog import Admin, Consumer, TopicPartition
 
-    ledger = Ledger(Path(ledger_path))
-    last: dict[int, int] = {}
-    consumer = Consumer(topic, bootstrap_servers=address, auto_offset_reset="earliest")
-    for offset, record in enumerate(consumer):
-        producer_id, sequence = NOTE.unpack_from(record.value)
-        before = last.get(producer_id, -1)
-        if record.offset != offset or sequence != before + 1:
-            ledger.fail()
-            print(f"consumer: offset {record.offset} (not {offset}), producer {producer_id}: {sequence} after {before}", file=sys.stderr, flush=True)
-            sys.exit(1)
-        last[producer_id] = sequence
-        ledger.acknowledge(offset + 1, 0)
+    ledger, history = Ledger(Path(ledger_path)), History(history_of(ledger_path))
+    log, tp, count, looked = history.log(topic, 0), TopicPartition(topic, 0), 0, 0
+    with Consumer(bootstrap_servers=address) as consumer, Admin(bootstrap_servers=address) as admin:
+        consumer.assign([tp])
+        consumer.seek(tp, 0)
+        history.seek(log, 0)
+        while True:
+            begin = time.monotonic_ns()
+            records = consumer.poll(timeout_ms=1000, max_records=200).get(tp, [])
+            end = time.monotonic_ns()
+            for record in records:
+                history.read(log, record.offset, value_id(*NOTE.unpack_from(record.value)), begin, end, crc=zlib.crc32(record.value))
+            count += len(records)
+            if count >= looked + LOOK_EVERY:
+                looked = count
+                begin = time.monotonic_ns()
+                [seen] = admin.describe_topics([topic])[0]["partitions"]
+                end = time.monotonic_ns()
+                for which, name in MARKS.items():
+                    history.mark(log, which, seen[name], begin, end)
+                if seen["leader"] is not None:
+                    history.leader(log, seen["leader_epoch"], seen["leader"], begin, end)
+            ledger.acknowledge(count, 0)
 
 
 def race(address: str, topic: str, ledger_path: str, racer: int, count: int) -> None:
@@ -83,15 +108,21 @@ def race(address: str, topic: str, ledger_path: str, racer: int, count: int) -> 
     from shmlog import Producer
     from shmlog.errors import OffsetConflictError
 
-    ledger = Ledger(Path(ledger_path))
-    won, expected = 0, 0
+    ledger, history = Ledger(Path(ledger_path)), History(history_of(ledger_path))
+    log = history.log(topic, 0)
+    won, tried, expected = 0, 0, 0
     with Producer(bootstrap_servers=address, acks=1) as producer:
         while expected < count:
+            value = NOTE.pack(racer, tried)
+            token = history.send(log, value_id(racer, tried), crc=zlib.crc32(value))
+            tried += 1
             try:
-                delivery = producer.send(topic, NOTE.pack(racer, expected), partition=0, expected_offset=expected)
+                delivery = producer.send(topic, value, partition=0, expected_offset=expected)
             except OffsetConflictError as conflict:
+                history.fail(token)
                 expected = max(expected + 1, conflict.log_end_offset or 0)
                 continue
+            history.ok(token, delivery.offset)
             assert delivery.offset == expected, f"won {expected} and got {delivery.offset}"
             won += 1
             expected += 1

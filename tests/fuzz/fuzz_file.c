@@ -316,9 +316,10 @@ static void survey(input *in, const made *m) {
 }
 
 static void recover(input *in, const made *m) {
-    uint64_t cut_to = take8(in) & 1 ? m->base + take_any(in) : UINT64_MAX, cut, again;
+    uint8_t how = take8(in); /* 1: cut; 2: there is a witness of what was durable, so many records above the base */
+    uint64_t cut_to = how & 1 ? m->base + take_any(in) : UINT64_MAX, durable = how & 2 ? m->base + (how >> 2) : 0, cut, again;
     int quiet = fault_in == 0;
-    int64_t end = sl_file_recover(dir, name_of(m), cut_to, &cut);
+    int64_t end = sl_file_recover(dir, name_of(m), cut_to, durable, &cut);
     if (end < 0 || !quiet) return;
     MUST((uint64_t)end >= m->base);
     MUST(cut_to == UINT64_MAX || cut_to < m->base || (uint64_t)end <= cut_to || cut == 0);
@@ -327,7 +328,7 @@ static void recover(input *in, const made *m) {
     if (code == SL_E_NOENT) return; /* it had died while it was made */
     MUST(code == SL_OK);
     if (facts.flags & SL_FILE_COMPACTED) return;
-    MUST(sl_file_recover(dir, name_of(m), UINT64_MAX, &again) == end && again == 0);
+    MUST(sl_file_recover(dir, name_of(m), UINT64_MAX, durable, &again) == end && again == 0);
     sl_file_entry entry;
     int64_t n = sl_file_list(dir, &entry, 1);
     if (n == 1 && strcmp(entry.name, name_of(m)) == 0 && m->base + UINT32_MAX > (uint64_t)end) {
