@@ -205,7 +205,7 @@ class Supervision:
             self.reports.setdefault(report.block, {})[broker.id] = report
         self._decide(elections.elect_reported(self.decisions.view, self.reports, self.alive()), "the start")
         reply(m.Done(self.decisions.view.version))
-        if message.view_version >= self.decisions.view.version and any(d.leader == broker.id for d in self.decisions.view.deleting):
+        if message.view_version >= self.decisions.view.version and any(broker.id in (d.leader, *d.followers) for d in self.decisions.view.deleting):
             # It has applied this view and said what it removed, to a coordinator that died over it: with another view it says so again.
             with contextlib.suppress(ShmSpaceError):  # then the next decision does it
                 self.decisions.decide(self.decisions.view)
