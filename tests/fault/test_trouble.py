@@ -7,7 +7,6 @@ a mount namespace is in test_small_machine.py.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
