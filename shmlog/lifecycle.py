@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
 import shutil
 import socket
@@ -30,6 +31,7 @@ from shmlog.client.session import attach
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 60.0
+OUR_LOG = re.compile(r"(coordinator|spare|broker-\d+)\.log(\.1)?")
 END_TIMEOUT_S = 10.0  # for processes that said they end
 
 
@@ -477,7 +479,12 @@ def _wipe(directory: str) -> None:
         path = os.path.join(directory, entry)
         if entry.startswith(m.METADATA_FILE):
             os.unlink(path)
-        elif entry == "logs" or entry.startswith("broker-"):
+        elif entry == "logs":  # a name that others use too
+            for log in filter(OUR_LOG.fullmatch, os.listdir(path)):
+                os.unlink(os.path.join(path, log))
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+        elif re.fullmatch(r"broker-\d+", entry):
             shutil.rmtree(path)
     with contextlib.suppress(OSError):
         os.rmdir(directory)

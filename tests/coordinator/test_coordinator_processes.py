@@ -101,9 +101,12 @@ def test_topics_survive_down_and_up(cluster: Cluster) -> None:
 
 def test_down_with_wipe_removes_our_files_and_only_those(cluster: Cluster) -> None:
     cluster.start()
-    (cluster.data / "notes.txt").write_text("mine")
+    mine = [cluster.data / name for name in ("notes.txt", "logs/web.log", "broker-notes/a")]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
     lifecycle.stop_cluster(cluster.name, wipe=True)
-    assert [path.name for path in cluster.data.iterdir()] == ["notes.txt"]
+    assert sorted(path for path in cluster.data.rglob("*") if path.is_file()) == sorted(mine)
 
 
 def test_what_cannot_be_written_is_counted_and_kept_unless_forced(cluster: Cluster) -> None:
