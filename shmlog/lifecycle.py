@@ -223,7 +223,7 @@ def _compare(name: str, options: m.StartOptions) -> None:
         return
     differences = []
     if options.brokers is not None and options.brokers != len(view.brokers):
-        differences.append(f"{len(view.brokers)} brokers, not {options.brokers}")
+        differences.append(f"{len(view.brokers)} broker{'s' * (len(view.brokers) != 1)}, not {options.brokers}")
     if options.data_dirs is not None and options.data_dirs != view.data_dirs:
         differences.append(f"data in {', '.join(view.data_dirs) or 'memory only'}, not in {', '.join(options.data_dirs) or 'memory only'}")
     have, want = config.to_strings(config.cluster_config(view.config)), config.to_strings(config.cluster_config(options.config))
@@ -240,7 +240,8 @@ def _start(options: m.StartOptions, deadline: float, timeout: float) -> bool:
     try:
         log_fd = spare.open_log(options.state_dir, "spare")
     except OSError as exc:
-        raise errors.StorageError(f"{exc.filename}: {exc.strerror}", path=exc.filename) from None
+        hint = "name a place that can be written: `shmlog up --data DIR`"
+        raise errors.StorageError(f"{exc.filename}: {exc.strerror}", path=exc.filename, hint=hint) from None
     ready, ready_write = os.pipe2(os.O_CLOEXEC)
     try:
         child = subprocess.Popen(

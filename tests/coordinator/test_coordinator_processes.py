@@ -55,7 +55,7 @@ def test_up_twice_is_a_no_op_and_down_leaves_nothing(cluster: Cluster) -> None:
 
 def test_up_with_other_options_names_the_difference(cluster: Cluster) -> None:
     cluster.start(config={"num.partitions": "3"})
-    with pytest.raises(errors.InvalidConfigurationError, match=r"1 brokers, not 2; data in .*memory only; num\.partitions=3, not 4"):
+    with pytest.raises(errors.InvalidConfigurationError, match=r"1 broker, not 2; data in .*memory only; num\.partitions=3, not 4"):
         cluster.start(brokers=2, data_dirs=[], config={"num.partitions": "4"})
     assert not cluster.start(config={"num.partitions": 3})
 
