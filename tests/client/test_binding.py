@@ -235,6 +235,14 @@ def test_a_send_during_which_a_finalizer_lets_another_thread_close_the_producer_
     assert done.returncode == 0 and done.stdout in ("closed\n", "sent\n"), done
 
 
+def test_a_timeout_that_is_no_number_is_refused_and_not_waited_for(here: Any) -> None:
+    here.topic("t")
+    c = here.consumer("t")
+    c.poll()  # the first poll is Python's by either binding
+    with pytest.raises(ValueError, match="NaN"):
+        c.poll(timeout_ms=float("nan"))
+
+
 WAITING = """
 import sys, threading
 from shmlog import Consumer, TopicPartition
