@@ -586,7 +586,8 @@ int64_t shmlog_read(shmlog_consumer *c, shmlog_view *views, size_t max_views, in
                              (long long)sl_reader_position(c->reader), (long long)start, (long long)end);
         }
         if (n == SL_E_CORRUPT)
-            return fail(SL_E_CORRUPT, "%s-%u: the record at offset %lld is damaged", c->h.topic, c->h.partition, (long long)sl_reader_position(c->reader));
+            return fail(SL_E_CORRUPT, "%s-%u: offsets %lld to %lld are damaged or lost", c->h.topic, c->h.partition, (long long)sl_reader_position(c->reader),
+                        (long long)sl_reader_damage_end(c->reader) - 1);
         if (n < 0) return fail_code(&c->h, (int)n);
         if (timeout_ns <= 0) return 0;
         if (!deadline_ns) deadline_ns = deadline_of(timeout_ns);
@@ -643,6 +644,12 @@ int64_t shmlog_position(shmlog_consumer *c) {
     if (!c) return fail(SL_E_INVALID, "shmlog_position: the consumer is NULL");
     if (sl_cluster_check(c->h.core) < 0) return forked();
     return (int64_t)sl_reader_position(c->reader);
+}
+
+int64_t shmlog_damage_end(shmlog_consumer *c) {
+    if (!c) return fail(SL_E_INVALID, "shmlog_damage_end: the consumer is NULL");
+    if (sl_cluster_check(c->h.core) < 0) return forked();
+    return (int64_t)sl_reader_damage_end(c->reader);
 }
 
 int64_t shmlog_lag(shmlog_consumer *c) {

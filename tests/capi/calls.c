@@ -330,6 +330,33 @@ static void append_for_ever(void) {
     }
 }
 
+/* A producer that writes into what it has published: the record is refused, named, and can be passed. */
+static void pass_damage(void) {
+    shmlog_producer *p = producer_of(topic);
+    append(p, "before");
+    shmlog_record r = {.value_bytes = 100};
+    shmlog_loan l;
+    REQUIRE_CODE(shmlog_loan_take(p, &r, WAIT, &l), 0);
+    char *scribble = l.value;
+    memset(scribble, 0, 100);
+    REQUIRE_CODE(shmlog_loan_publish(p, &l, &r, SHMLOG_ANYWHERE, WAIT), 1);
+    append(p, "after");
+    scribble[5] = 1;
+    shmlog_consumer *c = consumer_of(topic, SHMLOG_START);
+    shmlog_view v[4];
+    REQUIRE_CODE(shmlog_read(c, v, 4, WAIT), 1);
+    REQUIRE(is(&v[0], "before"));
+    REQUIRE_CODE(shmlog_read(c, v, 4, WAIT), SHMLOG_E_CORRUPT);
+    REQUIRE(strstr(shmlog_error(), "offsets 1 to 1 are damaged or lost"));
+    REQUIRE_CODE(shmlog_position(c), 1);
+    REQUIRE_CODE(shmlog_damage_end(c), 2);
+    REQUIRE_CODE(shmlog_seek(c, shmlog_damage_end(c)), 2);
+    REQUIRE_CODE(shmlog_read(c, v, 4, WAIT), 1);
+    REQUIRE(is(&v[0], "after"));
+    shmlog_consumer_close(c);
+    shmlog_producer_close(p);
+}
+
 /* Disconnects, and lives on. */
 static void live_on(void) {
     shmlog_consumer *c[3];
@@ -350,7 +377,7 @@ int main(int argc, char **argv) {
     static const struct { const char *name; void (*run)(void); } scenarios[] = {
         {"conflict", conflict}, {"loan", loan}, {"headers", headers}, {"print_headers", print_headers}, {"seek", seek}, {"wait_and_wake", wait_and_wake},
         {"after_fork", after_fork}, {"refusals", refusals}, {"durable", durable}, {"read_until_told", read_until_told}, {"append_for_ever", append_for_ever},
-        {"live_on", live_on}};
+        {"live_on", live_on}, {"pass_damage", pass_damage}};
     REQUIRE(argc == 3);
     topic = argv[2];
     REQUIRE_CODE(shmlog_connect(NULL, &cluster), 0);

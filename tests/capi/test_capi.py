@@ -171,7 +171,7 @@ def test_loans_are_published_whole_truncated_or_not_at_all(shmlog_cluster: Any, 
     assert [(r.key, r.value) for r in read("t", 3)] == [(b"k", b"x" * 99_999), (b"k", b"the last"), (b"k", b"")]
 
 
-@pytest.mark.parametrize("scenario", ["conflict", "seek", "wait_and_wake", "after_fork", "refusals", "durable"])
+@pytest.mark.parametrize("scenario", ["conflict", "seek", "wait_and_wake", "after_fork", "refusals", "durable", "pass_damage"])
 def test_scenario_in_c(shmlog_cluster: Any, installed: Installed, calls: Path, scenario: str) -> None:
     installed.run(calls, scenario, "t")
 
