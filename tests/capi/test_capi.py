@@ -271,6 +271,23 @@ def test_rows_are_given_back_with_the_last_handle_while_the_program_lives_on(shm
             process.stdin.write("\n")
 
 
+def test_a_thread_that_waits_for_the_coordinator_holds_up_no_other(installed: Installed, calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Cluster() as cluster:
+        monkeypatch.setenv("SHMLOG_CLUSTER", cluster.name)
+        send_one()
+        with installed.start(calls, "wait_beside_a_request", "t", stdin=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stdout.readline() == "open\n"
+            stopped = [pid for role in ("spare", "standby", "coordinator") if (pid := cluster.pid(role))]
+            try:
+                for pid in stopped:
+                    os.kill(pid, signal.SIGSTOP)
+                _, err = process.communicate("\n", timeout=DEADLINE_S)
+            finally:
+                for pid in stopped:
+                    os.kill(pid, signal.SIGCONT)
+        assert process.returncode == 0, err
+
+
 def kill_everything(cluster: Cluster) -> None:
     """Also what is started in place of what was killed, until nobody is left to do so."""
     roles = ("spare", "standby", "coordinator", "broker")
