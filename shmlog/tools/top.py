@@ -40,7 +40,8 @@ class Look:
             owner = int(meter.owner)
             if owner:
                 seen = ((index, int(meter.claims)), int(meter.position), int(meter.records), ffi.unpack(meter.counts, BUCKETS))
-                self.meters.setdefault(owner & 0xFFFFFFFF, []).append(seen)
+                if (meter.owner, meter.claims) == (owner, seen[0][1]):  # else it changed hands meanwhile, perhaps for another partition's
+                    self.meters.setdefault(owner & 0xFFFFFFFF, []).append(seen)
         start = f"{address.namespace}/" if address.namespace else ""
         self.partitions: dict[tuple[str, int], dict[str, Any]] = {}
         for name in sorted(self.view.topics):
