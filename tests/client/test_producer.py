@@ -17,6 +17,7 @@ import pytest
 
 from shmlog import Consumer, Producer, RecordMetadata, TopicPartition, errors
 from shmlog._ffi import lib
+from shmlog.client import session
 from shmlog.partitioner import partition_for_key
 
 Take = Callable[[Consumer, int], list[Any]]
@@ -525,6 +526,48 @@ def test_a_forked_child_may_not_use_it_and_the_parent_may(here: Any) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert d.done
     assert p.send("t", b"z").offset == 1
+
+
+def test_a_fork_does_not_wait_for_locks_that_other_threads_hold(here: Any) -> None:
+    """The interpreter ends what the other threads own inside os.fork(), in the child, before any hook of ours has run there."""
+    p = here.producer()
+    local = threading.local()
+    sent, held, end = threading.Event(), threading.Event(), threading.Event()
+
+    def own() -> None:
+        p.send("t", b"a row of this thread's own")
+        local.consumer = Consumer("t", bootstrap_servers=here.address)
+        local.consumer.fileno()
+        sent.set()
+        end.wait()
+
+    def hold() -> None:
+        with session._links_lock, p._session._link.rows_lock:
+            held.set()
+            end.wait()
+
+    threads = [threading.Thread(target=own, daemon=True), threading.Thread(target=hold, daemon=True)]
+    threads[0].start()
+    assert sent.wait(20)
+    fifo = [name for name in os.listdir(p._session.run_dir) if name.startswith("w")]
+    threads[1].start()
+    assert held.wait(20)
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    try:
+        deadline = time.monotonic() + 20
+        while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
+            pass
+        if not ended[0]:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert ended == (child, 0)
+        assert [name for name in os.listdir(p._session.run_dir) if name.startswith("w")] == fifo  # the consumer's, which is the parent's
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_it_pickles_as_a_recipe(here: Any) -> None:
