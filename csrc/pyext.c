@@ -1211,6 +1211,7 @@ static PyObject *receiver_poll(PyObject *op, PyObject *const *args, Py_ssize_t n
         if (!PyLong_CheckExact(timeout) && !PyFloat_CheckExact(timeout)) goto python;
         ms = PyFloat_AsDouble(timeout);
         if (PyErr_Occurred()) { PyErr_Clear(); goto python; }
+        if (ms != ms) goto python; /* NaN: refused there */
         if (!(ms < 1e12)) ms = 1e12;
     }
     if (!enter(self)) goto python;

@@ -56,8 +56,11 @@ def refuse(made_in: int, what: str) -> NoReturn:
 
 
 def deadline_of(timeout: float | None, default_ms: float) -> int:
-    """An absolute monotonic time in ns: `timeout` seconds from now, or default_ms."""
-    return time.monotonic_ns() + int(default_ms * 1_000_000 if timeout is None else timeout * 1_000_000_000)
+    """An absolute monotonic time in ns: `timeout` seconds from now, or default_ms. What is longer than 31 years is 31 years, inf too: C takes 64 bits."""
+    ms = default_ms if timeout is None else timeout * 1000
+    if ms != ms:
+        raise ValueError("a timeout is a number, not NaN")
+    return time.monotonic_ns() + int(max(0, min(ms, 1e12)) * 1_000_000)
 
 
 # --- the cluster's death -----------------------------------------------------------------------------------------------

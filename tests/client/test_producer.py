@@ -570,6 +570,36 @@ def test_a_fork_does_not_wait_for_locks_that_other_threads_hold(here: Any) -> No
             thread.join()
 
 
+def test_a_subclass_of_ndarray_arrives_as_its_data_or_is_refused(here: Any, take: Take) -> None:
+    p = here.producer()
+    matrix = np.arange(6).reshape(2, 3).view(np.matrix)
+    p.send("t", matrix, key=matrix)
+    p.send_many("t", matrix)
+    whole, *rows = take(here.consumer("t"), 3)
+    assert np.array_equal(whole.array(), [[0, 1, 2], [3, 4, 5]])
+    assert whole.key == matrix.tobytes()
+    assert [row.array().tolist() for row in rows] == [[0, 1, 2], [3, 4, 5]]
+    masked = np.ma.array([1, 2], mask=[False, True])
+    for call in (lambda: p.send("t", masked), lambda: p.send_many("t", masked)):
+        with pytest.raises(errors.IllegalArgumentError, match="mask"):
+            call()
+
+
+def test_a_timeout_may_be_infinite_and_is_not_nan(here: Any) -> None:
+    with here.producer(delivery_timeout_ms=float("inf"), max_block_ms=float("inf"), acks="disk") as p:
+        p.send("t", b"x").result()
+        p.flush(float("inf"))
+        p.flush(1e300)
+        with pytest.raises(ValueError, match="NaN"):
+            p.flush(float("nan"))
+    c = here.consumer("t")
+    assert c.poll(float("inf"))
+    assert c.poll(float("-inf")) == {}
+    assert c.poll(0) == {}  # by the extension now, if there is one
+    with pytest.raises(ValueError, match="NaN"):
+        c.poll(float("nan"))
+
+
 def test_it_pickles_as_a_recipe(here: Any) -> None:
     p = here.producer(acks=1, max_block_ms=777)
     q = pickle.loads(pickle.dumps(p))
