@@ -37,10 +37,12 @@ int sl_broker_start(sl_cluster *cluster, const sl_broker_options *options, sl_br
     b->options = *options;
     b->process = &b->control->processes[options->process];
     b->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    b->replica_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     b->raw = aligned_alloc(4096, SL_RAW_ROOM);
-    if (b->event_fd < 0 || !b->raw) {
+    if (b->event_fd < 0 || b->replica_fd < 0 || !b->raw) {
         sl_set_errno(errno);
         if (b->event_fd >= 0) close(b->event_fd);
+        if (b->replica_fd >= 0) close(b->replica_fd);
         free(b->raw);
         free(b);
         return SL_E_SYS;
@@ -153,6 +155,7 @@ void sl_broker_free(sl_broker *b) {
         free_partition(b, p);
     }
     close(b->event_fd);
+    close(b->replica_fd);
     pthread_mutex_destroy(&b->lock);
     pthread_cond_destroy(&b->done);
     pthread_cond_destroy(&b->sync_work);
@@ -185,6 +188,8 @@ int sl_broker_add(sl_broker *b, const sl_broker_partition *given) {
     p->fd = -1;
     p->tail_hint = 4096;
     p->segment_bytes = SL_SEGMENT_MIN_BYTES;
+    p->replicated = given->replicated != 0;
+    p->sync_told = 1;
     if (given->dir && !(p->dir = strdup(given->dir))) { free(p); return SL_E_NOMEM; }
     configure(p, given);
 
@@ -204,8 +209,7 @@ int sl_broker_add(sl_broker *b, const sl_broker_partition *given) {
         p->durable = files_end;
         p->last_flushed = p->durable;
         sl_spill_seek(b, p, files_end);
-        rc = sl_log_advance(b->cluster, p->block, SL_WORD_SPILLED, p->leader_epoch, files_end);
-        if (rc == SL_OK) rc = sl_log_advance(b->cluster, p->block, SL_WORD_DURABLE, p->leader_epoch, files_end);
+        rc = sl_commit(b, p);
     }
     if (rc == SL_OK) {
         p->seen_cur = sl_cur_number(sl_load_acquire(&words->cur));
@@ -317,6 +321,72 @@ int sl_broker_trim(sl_broker *b, uint32_t block, uint64_t log_start) {
     pthread_mutex_unlock(&b->lock);
     return rc;
 }
+
+/* ---- followers ---- */
+
+int sl_broker_followers(sl_broker *b, uint32_t block, uint32_t leader_epoch, const uint32_t *followers, uint32_t n, uint32_t min_insync) {
+    if (n > SL_FOLLOWERS_MAX) return SL_E_INVALID;
+    pthread_mutex_lock(&b->lock);
+    sl_bp *p = find(b, block);
+    int rc = !p ? SL_E_NOENT : p->leader_epoch != leader_epoch || p->fenced ? SL_E_FENCED : SL_OK;
+    if (rc == SL_OK) {
+        sl_follower before[SL_FOLLOWERS_MAX];
+        memcpy(before, p->followers, sizeof before);
+        memset(p->followers, 0, sizeof p->followers);
+        for (uint32_t i = 0; i < n; i++) {
+            p->followers[i].broker = followers[i]; /* one that is new has acknowledged nothing: the words rest until it has */
+            for (uint32_t k = 0; k < p->n_followers; k++)
+                if (before[k].broker == followers[i]) p->followers[i] = before[k];
+        }
+        p->n_followers = n;
+        p->min_insync = min_insync;
+        p->counting = 1;
+        rc = sl_commit(b, p);
+    }
+    pthread_mutex_unlock(&b->lock);
+    if (rc == SL_OK) sl_bell_ring(b->cluster, b->options.process); /* segments may have become reusable */
+    return rc;
+}
+
+int sl_broker_acked(sl_broker *b, uint32_t block, uint32_t leader_epoch, uint32_t follower, uint64_t end_offset, uint64_t durable_offset) {
+    pthread_mutex_lock(&b->lock);
+    sl_bp *p = find(b, block);
+    int rc = !p ? SL_E_NOENT : p->leader_epoch != leader_epoch || p->fenced ? SL_E_FENCED : SL_OK;
+    /* What a follower says of more than there is here is a lie or a mistake: it is not believed beyond that. */
+    if (rc == SL_OK && (end_offset > p->next_offset || durable_offset > end_offset)) rc = SL_E_INVALID;
+    if (rc == SL_OK) {
+        for (uint32_t i = 0; i < p->n_followers; i++)
+            if (p->followers[i].broker == follower) {
+                if (end_offset > p->followers[i].end) p->followers[i].end = end_offset;
+                if (durable_offset > p->followers[i].durable) p->followers[i].durable = durable_offset;
+            }
+        rc = sl_commit(b, p);
+    }
+    pthread_mutex_unlock(&b->lock);
+    if (rc == SL_OK && sl_load_relaxed(&p->words->wanted_bytes)) sl_bell_ring(b->cluster, b->options.process); /* somebody waits for room */
+    return rc;
+}
+
+int sl_broker_advanced(sl_broker *b, sl_advanced *out, uint32_t max) {
+    uint32_t n = 0;
+    eventfd_t ignored;
+    if (eventfd_read(b->replica_fd, &ignored) < 0) { /* nothing was told */ }
+    pthread_mutex_lock(&b->lock);
+    for (sl_bp *p = b->partitions; p; p = p->next) {
+        if (!p->replicated || p->removed || p->fenced || (p->told_offset == p->next_offset && p->sync_told)) continue;
+        if (n == max) {
+            if (eventfd_write(b->replica_fd, 1) < 0) { /* it is readable already */ }
+            break;
+        }
+        out[n++] = (sl_advanced){.block = p->block, .leader_epoch = p->leader_epoch, .end_offset = p->next_offset, .sync = !p->sync_told};
+        p->told_offset = p->next_offset;
+        p->sync_told = 1;
+    }
+    pthread_mutex_unlock(&b->lock);
+    return (int)n;
+}
+
+int sl_broker_replica_eventfd(sl_broker *b) { return b->replica_fd; }
 
 /* An estimate that is 0 exactly when nothing is left to write. */
 int64_t sl_broker_unspilled_bytes(sl_broker *b) {

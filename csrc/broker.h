@@ -29,6 +29,8 @@ typedef struct sl_buffer {
 
 typedef struct sl_buffers { sl_buffer *items; uint32_t n, room; } sl_buffers;
 
+typedef struct sl_follower { uint32_t broker; uint64_t end, durable; } sl_follower; /* what it has acknowledged under this leader epoch */
+
 typedef struct sl_bp {       /* a partition of this broker */
     struct sl_bp *next;
     uint32_t block, partition;
@@ -71,6 +73,13 @@ typedef struct sl_bp {       /* a partition of this broker */
     int fenced, removed;
     uint32_t disk_state; int32_t disk_errno; uint64_t disk_needed, disk_free;
 
+    /* copies at other brokers: what the words spilled, high_watermark and durable wait for */
+    int replicated, counting;      /* counting: sl_broker_followers() was called under this leader epoch; before, nothing may move */
+    uint32_t n_followers, min_insync;
+    sl_follower followers[SL_FOLLOWERS_MAX];
+    uint64_t told_offset;          /* next_offset when sl_broker_advanced() told of it last */
+    int sync_told;                 /* nobody waits for a sync that was not told */
+
     /* the ring */
     sl_buffers ring;
     uint64_t ring_bytes;
@@ -103,13 +112,14 @@ struct sl_broker {
     pthread_cond_t sync_work;
     pthread_t spill_thread, sync_thread;
     int threads, halt, draining;
-    int event_fd;
+    int event_fd, replica_fd;
     sl_bp *partitions;
     uint32_t n_partitions;
     uint32_t n_open, max_open; /* partitions whose file is open, and how many may be: RLIMIT_NOFILE must do for them all */
     int64_t said_fds_ns;     /* when running out of descriptors was last news */
     uint32_t n_busy;         /* partitions written in the last second; counted once a pass */
     uint64_t idle_bytes;     /* memory of the others */
+    uint64_t others_bytes;   /* of other brokers' segments; with ours they keep to one budget */
     sl_buffers pool, limbo;
     uint64_t total_bytes;    /* of all lists */
     int64_t tidied_ns, swept_ns;
@@ -151,6 +161,9 @@ void sl_segment_file_name(char *to, size_t room, uint64_t base, uint32_t leader_
 void *sl_spill_main(void *broker);
 void *sl_sync_main(void *broker);
 void sl_roll_now(sl_broker *b, sl_bp *p);
+/* Moves the words spilled, high_watermark, last_stable and durable to what is true now: of the files here, and of every follower that counts. SL_E_FENCED: the partition is
+ * another leader's. */
+int sl_commit(sl_broker *b, sl_bp *p);
 void sl_file_counted(sl_broker *b, sl_bp *p, int open); /* after p->file was opened or closed */
 void sl_broker_say(sl_broker *b, uint32_t kind, uint32_t block, int code, int saved_errno, uint64_t offset, uint64_t count, const char *what, ...)
     __attribute__((format(printf, 8, 9)));

@@ -36,6 +36,7 @@
 #define SL_E_BEHIND (-25)      /* timed out because the disk is slower than the producers */
 #define SL_E_FORKED (-26)
 #define SL_E_LOST (-27)        /* a LOST frame: records that were damaged or gone when they were to be copied */
+#define SL_E_NOT_ENOUGH_REPLICAS (-28)
 
 const char *sl_strerror(int code);
 int sl_last_errno(void);               /* of this thread's last SL_E_SYS / SL_E_IO / SL_E_SHM_FULL */
@@ -186,6 +187,8 @@ int sl_reader_open(sl_cluster *cluster, uint32_t row, uint32_t block, const uint
 int sl_reader_open_files(const char *dir, sl_reader **out);
 void sl_reader_close(sl_reader *reader);   /* leased memory stays until released */
 int sl_reader_seek(sl_reader *reader, uint64_t offset);
+/* The files are elsewhere now: another replica leads. What was read last stays as it is. */
+int sl_reader_directory(sl_reader *reader, const char *dir);
 uint64_t sl_reader_position(sl_reader *reader);
 /* Would a poll find something, as far as two loads tell? 0 only if not; without a pin. After a poll that returned 0, for who looks again and again. */
 int sl_reader_ready(sl_reader *reader);
@@ -312,6 +315,8 @@ typedef struct sl_broker_partition {
     int64_t  flush_ns;            /* flush.ms */
     uint64_t flush_messages;
     const char *dir;              /* NULL: memory only */
+    uint32_t replicated;          /* has followers, now or later: its words wait for sl_broker_followers() */
+    uint32_t pad;
 } sl_broker_partition;
 /* Takes a partition over: opens its epoch, starts spilling. The caller has recovered its files and holds the death certificate of any earlier broker. */
 int sl_broker_add(sl_broker *broker, const sl_broker_partition *partition);
@@ -330,6 +335,53 @@ int sl_broker_eventfd(sl_broker *broker);
 int sl_broker_drain(sl_broker *broker, int64_t deadline_ns);
 void sl_broker_free(sl_broker *broker);        /* ends the threads if they still run (all stays in memory), frees the handle */
 void sl_broker_reserve_disk(sl_broker *broker, uint64_t reserve_disk_bytes);   /* as in the options; UINT64_MAX stops all writing (data.max.bytes) */
+
+/* ---- copies at other brokers (replica.c, broker.c) ----
+ * What travels is a *run*: frames that follow each other in one file of the leader, byte for byte as they stand there, behind a header and their cells.
+ * The followers that count for a partition (in sync, or about to be) are told to the leader's C side by its Python; their acknowledgements move the words. */
+#define SL_RUN_MAGIC 0x4e55524c          /* "LRUN" */
+#define SL_RUN_HEADER_BYTES 96
+#define SL_FOLLOWERS_MAX 15
+typedef struct sl_run {
+    uint32_t magic;                /*  0 */
+    uint32_t cells;                /*  4 how many sl_file_cell follow the header; then, at the next multiple of 64, the frames */
+    uint64_t base_offset;          /*  8 of the first frame */
+    uint64_t end_offset;           /* 16 */
+    uint64_t frames_bytes;         /* 24 multiple of 64 */
+    uint32_t file_epoch;           /* 32 leader epoch in the name of the file they stand in */
+    uint32_t leader_epoch;         /* 36 of who sends */
+    uint32_t partition;            /* 40 */
+    uint32_t pad0;
+    uint8_t  topic_id[16];         /* 48 */
+    uint8_t  pad1[28];
+    uint32_t crc32c;               /* 92 of the 92 bytes before and of the cells; each frame has its own in its cell */
+} sl_run;
+typedef struct sl_fetch sl_fetch;  /* a place in a partition's files, for one follower; one thread */
+int sl_fetch_open(const char *dir, uint32_t partition, const uint8_t topic_id[16], sl_fetch **out);
+void sl_fetch_close(sl_fetch *fetch);
+/* Writes the run that begins at `offset` to `to`: whole frames below `end_offset` (what is spilled), as many as fit. Returns its bytes; 0 nothing there yet; SL_E_TOO_BIG:
+ * *needed_bytes for one frame; SL_E_RANGE: no frame begins at `offset` (or it is below the first file), *needed_bytes is where the frame begins that holds it. */
+int64_t sl_fetch_run(sl_fetch *fetch, uint64_t offset, uint64_t end_offset, uint32_t leader_epoch, uint8_t *to, uint64_t capacity, uint64_t *needed_bytes);
+
+typedef struct sl_replica sl_replica;   /* a follower's files of one partition. One thread appends, another may sync */
+/* The files are recovered; they end at end_offset, the last of them was written under last_epoch (0: there are none). */
+int sl_replica_open(const char *dir, uint32_t partition, const uint8_t topic_id[16], const uint8_t cluster_id[16], uint64_t end_offset, uint32_t last_epoch,
+                    uint64_t file_roll_bytes, sl_replica **out);
+/* Validates a run whole (hostile input) and appends it. SL_OK; SL_E_RANGE: it does not begin at the replica's end; SL_E_FENCED: another leader epoch than this one;
+ * SL_E_CORRUPT; SL_E_DISK_FULL and SL_E_IO: nothing of it counts. `*end_offset` is the replica's end after the call in every case. */
+int sl_replica_append(sl_replica *replica, const uint8_t *run, uint64_t bytes, uint32_t leader_epoch, uint64_t *end_offset);
+/* fdatasync of all that was appended before the call: the offset up to which everything is on disk, or SL_E_IO (once failed, for ever: recover up to the last good one). */
+int64_t sl_replica_sync(sl_replica *replica);
+uint64_t sl_replica_end(sl_replica *replica);
+void sl_replica_close(sl_replica *replica);
+/* The followers that count for `block`, by broker id: the words spilled, high_watermark and durable stay below what each of them has acknowledged under this leader epoch.
+ * min_insync: with fewer replicas (the leader is one) the high watermark rests. */
+int sl_broker_followers(sl_broker *broker, uint32_t block, uint32_t leader_epoch, const uint32_t *followers, uint32_t n, uint32_t min_insync);
+int sl_broker_acked(sl_broker *broker, uint32_t block, uint32_t leader_epoch, uint32_t follower, uint64_t end_offset, uint64_t durable_offset);
+typedef struct sl_advanced { uint32_t block; uint32_t leader_epoch; uint64_t end_offset; uint32_t sync; uint32_t pad; } sl_advanced;
+/* Replicated partitions whose files have grown, or for which somebody waits for a sync (sync 1), since the last call. How many; the eventfd becomes readable when there are. */
+int sl_broker_advanced(sl_broker *broker, sl_advanced *out, uint32_t max);
+int sl_broker_replica_eventfd(sl_broker *broker);
 
 #define SL_EVENT_STORAGE 1        /* storage_state changed: code = new state */
 #define SL_EVENT_ROLLED 2         /* a file was closed, synced: offset = its end */

@@ -43,6 +43,7 @@ const char *sl_strerror(int code) {
     case SL_E_SYS: return "system call failed";
     case SL_E_GONE: return "the cluster is down or going down";
     case SL_E_BEHIND: return "timed out because the disk is slower than the producers";
+    case SL_E_NOT_ENOUGH_REPLICAS: return "fewer replicas are in sync than min.insync.replicas";
     case SL_E_FORKED: return "the handle was opened before a fork";
     case SL_E_LOST: return "records were lost";
     default: return "unknown code";

@@ -15,10 +15,6 @@
  *
  * Here: writing. Looking up and reading is file_read.c, recovery and verification file_recover.c, what they share file.h and file_io.c. */
 #define _GNU_SOURCE
-#include "atomic.h"
-#include "core.h"
-
-#define _GNU_SOURCE
 #include "file.h"
 
 #include "atomic.h"

@@ -83,7 +83,8 @@ typedef struct sl_process {
     uint64_t heartbeat_ns;      /* 128 monotonic; only finds the *stopped*, proves nothing */
     uint32_t bell;              /* 136 futex word: rung by who wants this process's C threads to look */
     uint32_t bell_sleeping;     /* 140 1 while a thread sleeps on `bell` (announced before its last look) */
-    uint8_t  pad1[112];         /* 144 */
+    uint64_t segment_bytes;     /* 144 of a broker: memory of its segments, so that all of them keep to one budget */
+    uint8_t  pad1[104];         /* 152 */
 } sl_process;
 
 #define SL_ROLE_NONE 0
@@ -143,6 +144,7 @@ typedef struct sl_table {
 #define SL_PF_APPENDED 16           /* shmlog.visibility=appended */
 #define SL_PF_LOG_APPEND_TIME 32    /* message.timestamp.type=LogAppendTime */
 #define SL_PF_REPLICATED 64         /* replication factor > 1: readers stop at `high_watermark` */
+#define SL_PF_BELOW_MIN_ISR 256     /* fewer replicas in sync than min.insync.replicas: acks=all cannot be given now */
 #define SL_PF_SYNC_RECYCLE 128      /* a segment is recycled only when durable (flush.messages=1 or an acks=disk user) */
 
 /* sl_partition.storage_state: why producers find no room */

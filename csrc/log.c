@@ -759,6 +759,7 @@ static int wait_word(sl_cluster *cluster, uint32_t row_index, uint32_t block, co
         if (reached >= offset) return SL_OK; /* true, though the topic may be deleted since */
         if (state != SL_PARTITION_LIVE) return SL_E_DELETED;
         if (sl_load_acquire(cluster_state) == SL_CLUSTER_DOWN) return SL_E_GONE;
+        if (which == SL_WORD_HIGH_WATERMARK && (sl_load_acquire(&p->flags) & SL_PF_BELOW_MIN_ISR)) return SL_E_NOT_ENOUGH_REPLICAS;
         if (deadline_ns <= sl_monotonic_ns()) {
             uint32_t storage = sl_load_acquire(&p->storage_state);
             return storage == SL_STORAGE_DISK_FULL ? SL_E_DISK_FULL : storage == SL_STORAGE_DISK_ERROR ? SL_E_IO : SL_E_TIMEOUT;
@@ -770,7 +771,8 @@ static int wait_word(sl_cluster *cluster, uint32_t row_index, uint32_t block, co
         sl_bits_set(waits->commit, row_index);
         int rc = SL_OK;
         /* Everything that somebody may have said in the meantime, to whom we were not asleep yet. */
-        if (sl_word_offset(sl_load_sc(word)) < offset && sl_load_sc(&p->state) == SL_PARTITION_LIVE && sl_load_sc(cluster_state) != SL_CLUSTER_DOWN)
+        int below = which == SL_WORD_HIGH_WATERMARK && (sl_load_sc(&p->flags) & SL_PF_BELOW_MIN_ISR); /* SYNC below_min_isr: pairs with the coordinator, which sets the flag and then wakes all */
+        if (!below && sl_word_offset(sl_load_sc(word)) < offset && sl_load_sc(&p->state) == SL_PARTITION_LIVE && sl_load_sc(cluster_state) != SL_CLUSTER_DOWN)
             rc = sl_futex_wait(&row->wake, seen, deadline_ns);
         sl_bits_clear(waits->commit, row_index);
         sl_sleep_end(row);

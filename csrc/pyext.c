@@ -838,7 +838,7 @@ static PyType_Spec sender_spec = {"shmlog._fast.Sender", sizeof(Sender), 0, Py_T
 
 typedef struct Assigned {
     PyObject_HEAD
-    PyObject *tp, *topic_id, *reader, *start, *topic;
+    PyObject *tp, *topic_id, *reader, *start, *topic, *directory;
     int64_t reader_at, position;
     uint64_t address;            /* of the sl_reader */
     int block, partition, timestamp_type;
@@ -863,6 +863,7 @@ static void assigned_dealloc(PyObject *op) {
     Py_XDECREF(self->topic_id);
     Py_XDECREF(self->start);
     Py_XDECREF(self->topic);
+    Py_XDECREF(self->directory);
     free_object(op);
 }
 static int assigned_init(Assigned *self, PyObject *args, PyObject *kwargs) {
@@ -896,7 +897,7 @@ static PyMemberDef assigned_members[] = {
     {"reader_at", T_LONGLONG, offsetof(Assigned, reader_at), 0, NULL}, {"position", T_LONGLONG, offsetof(Assigned, position), 0, NULL},
     {"address", T_ULONGLONG, offsetof(Assigned, address), 0, NULL}, {"block", T_INT, offsetof(Assigned, block), READONLY, NULL},
     {"timestamp_type", T_INT, offsetof(Assigned, timestamp_type), READONLY, NULL}, {"spills", T_BOOL, offsetof(Assigned, spills), READONLY, NULL},
-    {"paused", T_BOOL, offsetof(Assigned, paused), 0, NULL}, {NULL, 0, 0, 0, NULL}};
+    {"paused", T_BOOL, offsetof(Assigned, paused), 0, NULL}, {"directory", T_OBJECT, offsetof(Assigned, directory), 0, NULL}, {NULL, 0, 0, 0, NULL}};
 static PyType_Slot assigned_slots[] = {
     {Py_tp_traverse, assigned_traverse}, {Py_tp_clear, assigned_clear}, {Py_tp_dealloc, assigned_dealloc}, {Py_tp_init, assigned_init},
     {Py_tp_new, PyType_GenericNew}, {Py_tp_members, assigned_members}, {0, NULL}};

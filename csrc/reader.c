@@ -147,6 +147,14 @@ int sl_reader_seek(sl_reader *r, uint64_t offset) {
     r->position = offset;
     return SL_OK;
 }
+int sl_reader_directory(sl_reader *r, const char *dir) {
+    char *copy = strdup(dir);
+    if (!copy) return SL_E_NOMEM;
+    leave_file(r);
+    free(r->dir);
+    r->dir = copy;
+    return SL_OK;
+}
 uint64_t sl_reader_position(sl_reader *r) { return r->position; }
 uint64_t sl_reader_damage_end(sl_reader *r) { return r->damage_end > r->position ? r->damage_end : r->position + 1; }
 void sl_reader_done(sl_reader *r) { if (r->cluster && sl_cluster_check(r->cluster) == SL_OK) unpin(r); }

@@ -88,7 +88,8 @@ static uint64_t shm_free(uint64_t *reserve) {
 static uint64_t budget(const sl_broker *b) {
     uint64_t own = b->options.memory_max_bytes, all = sl_load_relaxed(&b->control->memory_max_bytes);
     if (!own) own = UINT64_MAX;
-    return all && all < own ? all : own;
+    if (all && all < own) own = all;
+    return b->others_bytes < own ? own - b->others_bytes : 0;
 }
 
 /* Whether the topic names a size; one that names none has the whole budget there, or nothing. */
@@ -245,6 +246,13 @@ void sl_ring_count(sl_broker *b, int64_t now) {
     }
     b->n_busy = busy;
     b->idle_bytes = idle;
+    sl_store_relaxed(&b->process->segment_bytes, b->total_bytes);
+    uint64_t others = 0;
+    for (int i = 0; i < SL_MAX_PROCESSES; i++) { /* a dead one's memory is adopted, and counted, by whoever leads on */
+        const sl_process *p = &b->control->processes[i];
+        if (p != b->process && sl_load_relaxed(&p->role) == SL_ROLE_BROKER && sl_load_relaxed(&p->state) == SL_PROCESS_UP) others += sl_load_relaxed(&p->segment_bytes);
+    }
+    b->others_bytes = others;
 }
 
 /* ---- getting a buffer to publish ---- */
@@ -534,6 +542,7 @@ static void adopt_one(sl_broker *b, sl_bp *p, uint32_t id, int64_t now) {
     if (ring_find(p, id) >= 0) return;
     sl_buffer item = {.id = id, .adopted = 1, .since_ns = now};
     int rc = sl_map_get(b->cluster, id, 1, &item.map);
+    if (rc == SL_E_NOENT) return; /* it was there when this broker started; whoever led the partition since has let it go */
     if (rc < 0) {
         sl_broker_say(b, SL_EVENT_DAMAGED, p->block, rc, sl_last_errno(), 0, 0, "buffer %u cannot be adopted: %s", id, sl_strerror(rc));
         return;

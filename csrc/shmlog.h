@@ -55,6 +55,7 @@ SHMLOG_API int shmlog_api_version(void); /* of the library that is loaded */
 #define SHMLOG_E_GONE (-24)      /* the cluster was shut down, or none of its processes lives any more */
 #define SHMLOG_E_BEHIND (-25)    /* no room within the timeout: the disk, or a tethered reader, is slower than the producers */
 #define SHMLOG_E_FORKED (-26)    /* the handle was opened before a fork */
+#define SHMLOG_E_NOT_ENOUGH_REPLICAS (-28) /* shmlog_flush(): fewer replicas are in sync than min.insync.replicas; appended, and perhaps committed later */
 #define SHMLOG_E_REFUSED (-100)  /* the coordinator refused; shmlog_error() has its sentence */
 
 SHMLOG_API const char *shmlog_strerror(int code); /* a few words, static */

@@ -217,6 +217,34 @@ static void begin_rewrite(sl_broker *b, sl_bp *p) {
     p->rewrite_to = to > p->durable ? to : 0;
 }
 
+static void tell_replication(sl_broker *b) {
+    if (b->replica_fd >= 0 && eventfd_write(b->replica_fd, 1) < 0) { /* it is readable already */ }
+}
+
+int sl_commit(sl_broker *b, sl_bp *p) {
+    uint64_t end = p->next_offset, durable = p->durable; /* below the words while a file is written again: they rest then, and never go back */
+    int rc = SL_OK, moved = 0;
+    if (p->replicated) {
+        if (end != p->told_offset) tell_replication(b);
+        if (!p->counting) return SL_OK;
+        for (uint32_t i = 0; i < p->n_followers; i++) {
+            if (p->followers[i].end < end) end = p->followers[i].end;
+            if (p->followers[i].durable < durable) durable = p->followers[i].durable;
+        }
+        uint64_t before = sl_word_offset(sl_load_relaxed(&p->words->high_watermark)), durable_before = sl_word_offset(sl_load_relaxed(&p->words->durable));
+        rc = sl_log_advance(b->cluster, p->block, SL_WORD_SPILLED, p->leader_epoch, end);
+        if (rc == SL_OK && 1 + p->n_followers >= p->min_insync) {
+            rc = sl_log_advance(b->cluster, p->block, SL_WORD_HIGH_WATERMARK, p->leader_epoch, end);
+            if (rc == SL_OK) rc = sl_log_advance(b->cluster, p->block, SL_WORD_LAST_STABLE, p->leader_epoch, end);
+            moved = end > before;
+        }
+        moved |= durable > durable_before;
+    } else rc = sl_log_advance(b->cluster, p->block, SL_WORD_SPILLED, p->leader_epoch, end);
+    if (rc == SL_OK) rc = sl_log_advance(b->cluster, p->block, SL_WORD_DURABLE, p->leader_epoch, durable);
+    if (moved) sl_wake_bits(b->cluster, p->waits->commit); /* SYNC durable: after the words; pairs with wait_word() and readers of replicated topics */
+    return rc;
+}
+
 /* Writes one batch. 1 something was done (more may be there), 0 nothing to do. Drops the lock around file I/O. */
 static int spill_batch(sl_broker *b, sl_bp *p, sl_batch *t, int64_t now) {
     if (p->fenced || p->removed || p->retry_ns > now) return 0;
@@ -229,6 +257,10 @@ static int spill_batch(sl_broker *b, sl_bp *p, sl_batch *t, int64_t now) {
         sl_store_sc(&p->words->sync_wanted, 0); /* SYNC sync_wanted: before the cells are read; who sets it later is served by the next round */
         sl_fence_sc();                          /* and who still found it set has appended before: pairs with wait_word() */
         p->sync_asked = 1;
+        if (p->replicated) {
+            p->sync_told = 0;
+            tell_replication(b);
+        }
     }
     int rc = sl_spill_hold(b, p, p->number);
     if (rc <= 0) {
@@ -365,7 +397,7 @@ static int spill_batch(sl_broker *b, sl_bp *p, sl_batch *t, int64_t now) {
         sl_store_release(&p->words->file_base_offset, p->file_base);
     }
     if (t->n) {
-        rc = sl_log_advance(b->cluster, p->block, SL_WORD_SPILLED, p->leader_epoch, p->next_offset);
+        rc = sl_commit(b, p);
         SL_FAILPOINT(spill_published);
         if (rc == SL_E_FENCED) {
             p->fenced = 1;
@@ -483,7 +515,7 @@ static void sync_one(sl_broker *b, sl_bp *p) {
     } else {
         if (target > p->durable) p->durable = target;
         if (p->file_end > target && !p->unsynced_ns) p->unsynced_ns = sl_monotonic_ns();
-        if (sl_log_advance(b->cluster, p->block, SL_WORD_DURABLE, p->leader_epoch, p->durable) == SL_E_FENCED) p->fenced = 1;
+        if (sl_commit(b, p) == SL_E_FENCED) p->fenced = 1;
         SL_FAILPOINT(sync_published);
         sl_wake_bits(b->cluster, p->waits->commit); /* SYNC durable: after the word; pairs with sl_wait_durable() */
         if (closing && p->rolling) {
@@ -492,7 +524,7 @@ static void sync_one(sl_broker *b, sl_bp *p) {
             p->rolling = 0;
             if (p->next_offset > target) { /* dropped records: what lies there is nowhere, and durable in that sense */
                 p->durable = p->next_offset;
-                sl_log_advance(b->cluster, p->block, SL_WORD_DURABLE, p->leader_epoch, p->durable);
+                sl_commit(b, p);
             }
             p->unsynced_ns = 0;
             sl_broker_say(b, SL_EVENT_ROLLED, p->block, SL_OK, 0, target, bytes, "file %llu-%u closed at %llu", (unsigned long long)p->file_base, p->leader_epoch,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 QUESTIONS = ("latency", "rate", "paced", "batch", "large", "durable", "core", "fan", "growth", "faults", "weight")
-EXAMPLES = """examples:
+EXAMPLES = """Examples:
   shmlog bench                                  every question, in under five minutes
   shmlog bench latency rate --peer zmq --peer shmlog
   shmlog bench --full --resume                  under an hour; goes on where it was interrupted

@@ -147,6 +147,9 @@ class ClusterConfig:
     data_max_bytes: int = _key(
         "long", -1, at_least_or_unset(MIB),
         "The most disk that all logs may take; -1 leaves max(1 GiB, 5 %) of the file system free.", "bytes")
+    replica_lag_time_max_ms: int = _key(
+        "long", 2000, at_least(10),
+        "A follower that has not caught up with its leader for so long leaves the in-sync replicas; until then acks=all waits for it.", "ms")
     default_replication_factor: int = _key(
         "int", 1, between(1, 32767),
         "Replicas of a topic whose creator names no number.", "replicas")

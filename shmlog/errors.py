@@ -211,6 +211,32 @@ class NotEnoughReplicasError(ShmlogError):
     required: int | None = None
 
 
+class NotEnoughReplicasAfterAppendError(NotEnoughReplicasError):
+    """The record was appended, but fewer replicas are in sync than min.insync.replicas asks for; whether it is committed is open."""
+
+    code = 20
+
+
+class PreferredLeaderNotAvailableError(ShmlogError):
+    """The preferred replica is not in sync, or its broker is not up."""
+
+    code = 80
+    retriable = True
+
+
+class EligibleLeadersNotAvailableError(ShmlogError):
+    """No replica that could lead is up."""
+
+    code = 83
+    retriable = True
+
+
+class ElectionNotNeededError(ShmlogError):
+    """The partition has the leader that was asked for."""
+
+    code = 84
+
+
 class NotControllerError(ShmlogError):
     """Another coordinator is the active one."""
 
@@ -443,6 +469,7 @@ C_CODES: dict[str, type[ShmlogError]] = {
     "SL_E_BEHIND": KafkaTimeoutError,
     "SL_E_FORKED": ForkedProcessError,
     "SL_E_LOST": CorruptRecordError,
+    "SL_E_NOT_ENOUGH_REPLICAS": NotEnoughReplicasAfterAppendError,
 }
 
 

@@ -23,6 +23,7 @@ from shmlog import errors
 
 # --- metadata ----------------------------------------------------------------------------------------------------------
 
+REMOVED = -2
 NO_LEADER = -1
 
 
@@ -59,7 +60,8 @@ class DeletingPartition(msgspec.Struct, frozen=True, array_like=True):
     topic_id: bytes
     topic: str
     partition: int
-    leader: int
+    leader: int  # removes the memory and its files; REMOVED when it has
+    followers: tuple[int, ...] = ()  # have to remove their files
 
 
 class ClusterView(msgspec.Struct, frozen=True):
@@ -179,6 +181,13 @@ class DeleteRecords(_Message, frozen=True):
     partitions: tuple[tuple[str, int, int], ...]
 
 
+class ElectLeaders(_Message, frozen=True):
+    """Preferred (or unclean) elections of (topic, partition). -> Results in the same order."""
+
+    partitions: tuple[tuple[str, int], ...]
+    unclean: bool = False
+
+
 class DescribeCluster(_Message, frozen=True):
     """-> Described. What stands in shared memory is better read there; this tells that the coordinator answers."""
 
@@ -238,12 +247,39 @@ class BrokerStart(_Message, frozen=True):
     rows: int = 0  # unused; brokers register their rows with Register(KIND_BROKER) like everybody
 
 
+class ReplicaReport(msgspec.Struct, frozen=True):
+    """What a broker's files hold of a replicated partition that has no leader (the memory of an earlier life is gone)."""
+
+    block: int
+    topic_id: bytes
+    last_epoch: int  # leader epoch of the last file; 0: there are none
+    end_offset: int
+
+
 class BrokerReady(_Message, frozen=True):
     """Broker -> coordinator, first message: all partitions that the view `view_version` gives it are taken over. -> Done"""
 
     broker_id: int
     broker_epoch: int
     view_version: int
+    reports: tuple[ReplicaReport, ...] = ()
+
+
+class IsrChange(msgspec.Struct, frozen=True):
+    """What a leader has found: these replicas of a partition are in sync (itself among them)."""
+
+    block: int
+    topic_id: bytes
+    leader_epoch: int
+    isr: tuple[int, ...]  # (): a follower says that it has lost what it had
+
+
+class AlterIsr(_Message, frozen=True):
+    """Leader's broker -> coordinator. -> Done; whether it was done stands in the next view."""
+
+    broker_id: int
+    broker_epoch: int
+    changes: tuple[IsrChange, ...]
 
 
 class BrokerApplied(_Message, frozen=True):
@@ -344,9 +380,9 @@ class StartOutcome(_Message, frozen=True):
 
 
 Message = Union[  # noqa: UP007 (msgspec wants a real Union at run time)
-    Register, Registered, Unregister, CreateTopics, DeleteTopics, DeleteNamespace, CreatePartitions, AlterTopicConfigs, DeleteRecords,
-    DescribeCluster, Described, Shutdown, Failure, Done, Results, Trims, BrokerStart, BrokerReady, BrokerApplied, BrokerFailed, ViewChanged,
-    Trim, Trimmed, BrokerStop, BrokerStopped, StartOptions, Fork, Forked, EndSpare, StartOutcome,
+    Register, Registered, Unregister, CreateTopics, DeleteTopics, DeleteNamespace, CreatePartitions, AlterTopicConfigs, DeleteRecords, ElectLeaders,
+    AlterIsr, DescribeCluster, Described, Shutdown, Failure, Done, Results, Trims, BrokerStart, BrokerReady, BrokerApplied, BrokerFailed,
+    ViewChanged, Trim, Trimmed, BrokerStop, BrokerStopped, StartOptions, Fork, Forked, EndSpare, StartOutcome,
 ]  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -20,6 +20,7 @@ OTHERWISE_NAMED = {
 }
 # What no model has, and why.
 NOT_MODELLED = {
+    "below_min_isr": "an announce and a look, as in wakeup.pml; the other side is the coordinator's Python",
     "bell": "the broker's own sleep, an announce and a look as in wakeup.pml; its orders are in loom/",
     "durable": "files",
     "meter_owner": "measuring; nothing depends on it",

@@ -26,7 +26,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmlog import config, directories, shm
 from shmlog import messages as m
@@ -34,6 +34,9 @@ from shmlog._ffi import check, ffi, lib, raise_code
 from shmlog.broker import recovery, retention
 from shmlog.clock import MS, NS, monotonic_ns, wall_ns
 from shmlog.errors import IllegalStateError, OffsetOutOfRangeError, ShmlogError, StorageError, StorageFullError, UnknownTopicOrPartitionError
+
+if TYPE_CHECKING:
+    from shmlog.broker.replication import Replication, Role
 
 HEARTBEAT_NS = 250 * MS
 SWEEP_NS = 1 * NS  # retention looks at every partition this often ...
@@ -71,11 +74,13 @@ class Partition:
         self.block = view.block
         self.leader_epoch = view.leader_epoch
         self.directory = directory  # "": memory only
+        self.replicated = len(view.replicas) > 1
         self.config_strings = topic.config
         self.config = config.topic_config(topic.config)
         self.policy = retention.policy(self.config)
         self.words: Any = None
         self.files: list[retention.FileFacts] = []  # closed ones
+        self.written_end = 0  # of the files, when they were taken over
         self.written_down = 0  # log start as it stands in the checkpoint
         self.witness = 0  # the offset up to which the second witness says that all was durable, and when it was written
         self.witness_ns = 0
@@ -146,6 +151,11 @@ class Broker:
         self.reserve_bytes = -1
         self.guard_full = False
         self.poll = select.poll()
+        self.replication: Replication | None = None  # made for the first replicated partition: a cluster without any has no ZeroMQ
+        self.roles: dict[int, Role] = {}  # of replicated partitions, as the replication thread was told last
+        self.handed_over: dict[int, tuple[bytes, int]] = {}  # block -> topic id and end of files that this broker followed with until now
+        self.isr_changes: deque[m.IsrChange] = deque()  # from the replication thread, for the coordinator
+        self.isr_wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     # === life ==========================================================================================================
 
@@ -186,12 +196,15 @@ class Broker:
         gc.freeze()
         self.poll.register(wake_read, select.POLLIN)
         self.poll.register(lib.sl_broker_eventfd(self.handle), select.POLLIN)
+        self.poll.register(self.isr_wake, select.POLLIN)
         while True:
             now = monotonic_ns()
             wait_ns = min(HEARTBEAT_NS, max(0, self.sweep_at_ns - now))
             for fd, _ in self.poll.poll(wait_ns / MS):
                 if fd == wake_read:
                     self._drain_pipe(wake_read)
+                elif fd == self.isr_wake:
+                    self._ask_for_isr_changes()
                 elif self.connection is not None and fd == self.connection.fileno():
                     self._receive()
             self._beat()
@@ -345,7 +358,7 @@ class Broker:
 
     def _send_ready(self) -> None:
         assert self.view is not None
-        self._send(m.BrokerReady(self.start.broker_id, self.start.broker_epoch, self.view.version))
+        self._send(m.BrokerReady(self.start.broker_id, self.start.broker_epoch, self.view.version, tuple(self._reports(self.view))))
 
     def _report_failure(self, exc: ShmlogError) -> None:
         log(f"cannot start: {exc}")
@@ -402,6 +415,9 @@ class Broker:
 
     def _apply_view(self, view: m.ClusterView) -> None:
         self.view = view
+        roles = self._roles(view)
+        if self.replication is not None or roles:
+            self._replicate(view, roles)
         wanted: dict[int, tuple[m.TopicView, int, m.PartitionView]] = {
             p.block: (topic, number, p)
             for topic in view.topics.values()
@@ -411,8 +427,11 @@ class Broker:
         self._write_epochs(view, max((p.leader_epoch for _, _, p in wanted.values()), default=0))
         removed = []
         for gone in view.deleting:
-            if gone.leader in (self.start.broker_id, m.NO_LEADER):
+            if gone.leader == self.start.broker_id:
                 self._remove(gone)
+                removed.append((gone.block, gone.topic_id))
+            elif self.start.broker_id in gone.followers:
+                self._remove_directory(m.partition_directory(self.start.directory, gone.topic, gone.partition, gone.topic_id))
                 removed.append((gone.block, gone.topic_id))
         for block, partition in list(self.partitions.items()):
             if block not in wanted or wanted[block][0].topic_id != partition.topic_id:
@@ -420,13 +439,104 @@ class Broker:
         for block, (topic, number, p) in wanted.items():
             held = self.partitions.get(block)
             if held is not None and held.leader_epoch == p.leader_epoch:
+                if block in roles and self.roles.get(block) != roles[block]:
+                    self._lead(roles[block], 0)  # another ISR
                 if held.config_strings is not topic.config and held.config_strings != topic.config:
                     self._configure(held, topic)
                 continue
             if held is not None:  # fenced for a stop that did not come: opened anew
                 self._release(held)
             self._take_over(topic, number, p)
+        self.handed_over.clear()
+        for role in roles.values():
+            if role.leader not in (self.start.broker_id, m.NO_LEADER) and self.roles.get(role.block) != role:
+                assert self.replication is not None
+                if role.block not in self.roles:
+                    self._write_topic(role.directory, view.topics[role.topic])
+                self.replication.follow(role)
+                self.roles[role.block] = role
         self._send_applied(view.version, removed)
+
+    # --- replicas ---
+
+    def _roles(self, view: m.ClusterView) -> dict[int, Role]:
+        """The replicated partitions in which this broker has a part."""
+        if not any(len(topic.partitions[0].replicas) > 1 for topic in view.topics.values()):
+            return {}
+        from shmlog.broker.replication import Role
+
+        me, found = self.start.broker_id, {}
+        for topic in view.topics.values():
+            if len(topic.partitions[0].replicas) < 2:
+                continue
+            typed = config.topic_config(topic.config)
+            for number, p in enumerate(topic.partitions):
+                if me in p.replicas:
+                    directory = m.partition_directory(self.start.directory, topic.name, number, topic.topic_id)
+                    found[p.block] = Role(
+                        topic.name, topic.topic_id, number, p.block, p.leader, p.leader_epoch, p.replicas, p.isr, typed.min_insync_replicas,
+                        directory, typed.segment_bytes, min(typed.flush_ms, 2**40) * MS,
+                    )  # fmt: skip
+        return found
+
+    def _replicate(self, view: m.ClusterView, roles: dict[int, Role]) -> None:
+        """Starts the thread with the first replicated partition; ends what is this broker's part no more, before its files are used otherwise."""
+        if self.replication is None:
+            from shmlog.broker.replication import Replication
+
+            sys.setswitchinterval(0.0005)  # two threads of Python now: neither may wait 5 ms for the other
+            self.replication = Replication(
+                self.handle, self.start.cluster, self.start.broker_id, self.start.broker_epoch, bytes(ffi.buffer(self.control.header.cluster_id)), log,
+                self._isr_changed, self._committed_and_durable,
+            )  # fmt: skip
+            self.replication.start()
+        self.replication.brokers({b.id: b.broker_epoch for b in view.brokers.values()}, config.cluster_config(view.config).replica_lag_time_max_ms)
+        for block, known in list(self.roles.items()):
+            role = roles.get(block)
+            if role is None or (role.topic_id, role.leader, role.leader_epoch) != (known.topic_id, known.leader, known.leader_epoch):
+                end = self.replication.leave(block)
+                del self.roles[block]
+                if end is not None:
+                    self.handed_over[block] = (known.topic_id, end)
+
+    def _lead(self, role: Role, end_offset: int) -> None:
+        assert self.replication is not None
+        self.replication.lead(role, end_offset)
+        self.roles[role.block] = role
+
+    def _committed_and_durable(self, block: int) -> tuple[int, int]:
+        """Any thread."""
+        words = lib.sl_cluster_partition(self.cluster, block)
+        if words == ffi.NULL:
+            return 0, 0
+        return tuple(int(lib.sl_get64(ffi.addressof(words, word))) & OFFSET_MASK for word in ("high_watermark", "durable"))  # type: ignore[return-value]
+
+    def _isr_changed(self, change: m.IsrChange) -> None:
+        """Called by the replication thread; the connection is this thread's."""
+        self.isr_changes.append(change)
+        os.eventfd_write(self.isr_wake, 1)
+
+    def _ask_for_isr_changes(self) -> None:
+        os.eventfd_read(self.isr_wake)
+        changes = []
+        while self.isr_changes:
+            changes.append(self.isr_changes.popleft())
+        if changes:
+            self._send(m.AlterIsr(self.start.broker_id, self.start.broker_epoch, tuple(changes)))
+
+    def _reports(self, view: m.ClusterView) -> list[m.ReplicaReport]:
+        """What the files here hold of partitions that have no leader: the longest of their replicas will lead."""
+        found = []
+        for role in self._roles(view).values():
+            if role.leader == m.NO_LEADER:
+                try:
+                    recovered = recovery.recover(role.directory, None, role.topic_id)
+                except (ShmlogError, OSError) as exc:
+                    log(f"{role}: {exc}")
+                    continue
+                epoch = recovered.files[-1].leader_epoch if recovered.files else 0
+                found.append(m.ReplicaReport(role.block, role.topic_id, epoch, recovered.end - recovered.missing))
+        return found
 
     def _send_applied(self, version: int, removed: list[tuple[int, bytes]]) -> None:
         if self.connection is not None and removed:
@@ -452,16 +562,20 @@ class Broker:
         if self.failed.pop(view.block, None):
             log(f"{partition} is taken over after all")
         self.partitions[view.block] = partition
+        assert self.view is not None
+        if partition.replicated:
+            self._lead(self._roles(self.view)[view.block], partition.written_end)
         self._beat()
 
-    def _write_topic(self, partition: Partition, topic: m.TopicView) -> None:
+    def _write_topic(self, directory: str, topic: m.TopicView) -> None:
         """For the day on which the cluster's database is lost; a disk that does not take it holds up nothing."""
-        if not partition.directory:
+        if not directory:
             return
         try:
-            directories.write_topic(partition.directory, topic)
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            directories.write_topic(directory, topic)
         except OSError as exc:
-            log(f"{partition}: what it is cannot be written beside it: {exc}")
+            log(f"{directory}: what it is cannot be written beside it: {exc}")
 
     def _write_epochs(self, view: m.ClusterView, leader_epoch: int) -> None:
         """Before anything is done under these epochs."""
@@ -488,15 +602,16 @@ class Broker:
         partition.words = words
         base = start = missing = 0
         if partition.directory:
-            found = recovery.recover(partition.directory, partition.offset("spilled") if self._in_memory(words) else None, partition.topic_id)
+            found = self._recover(partition, words)
             base, start, missing = found.end, found.log_start, found.missing
-            self._write_topic(partition, topic)
+            self._write_topic(partition.directory, topic)
             partition.files = self._facts_of(partition, found.files)
             partition.written_down = recovery.read_checkpoint(partition.directory)
             if found.cut_bytes:
                 log(f"{partition}: {found.cut_bytes} bytes behind offset {base - missing} were cut")
             if missing:
                 log(f"{partition}: {missing} records from offset {base - missing} on were on disk and are gone: a file was removed or damaged")
+        partition.written_end = base - missing
         given = self._options(partition, base)
         given.missing = missing
         code = lib.sl_broker_add(self.handle, given)
@@ -509,6 +624,17 @@ class Broker:
         known = [file.appended_ns for file in partition.files[-1:]] + ([int(words.last_append_ns)] if words.last_append_ns else [])
         partition.appended_ns = max(known, default=self._now_ns())
 
+    def _recover(self, partition: Partition, words: Any) -> recovery.Recovered:
+        """With memory intact what lies in the files beyond `spilled` is written again. Not of a replicated partition: that word is what all have, and
+        what this replica has acknowledged beyond it may be committed the next moment."""
+        topic_id, end = self.handed_over.pop(partition.block, (b"", 0))
+        if topic_id == partition.topic_id:
+            files = recovery.list_files(partition.directory)
+            checkpoint = recovery.read_checkpoint(partition.directory)
+            return recovery.Recovered(max(checkpoint, files[0].base_offset if files else end), end, 0, files, 0)
+        keep = partition.replicated or not self._in_memory(words)
+        return recovery.recover(partition.directory, None if keep else partition.offset("spilled"), partition.topic_id)
+
     def _options(self, partition: Partition, base: int) -> Any:
         given = ffi.new("sl_broker_partition *")
         given.block = partition.block
@@ -519,6 +645,7 @@ class Broker:
             given.file_roll_bytes = min(given.file_roll_bytes, max(limit // LIMIT_FILES, config.KIB * 64))
         given.flush_ns = min(partition.config.flush_ms, 2**40) * MS
         given.flush_messages = partition.config.flush_messages
+        given.replicated = partition.replicated
         self._directory = ffi.new("char[]", os.fsencode(partition.directory)) if partition.directory else ffi.NULL  # lives over the call
         given.dir = self._directory
         return given
@@ -537,7 +664,7 @@ class Broker:
         partition.config = config.topic_config(topic.config)
         partition.policy = retention.policy(partition.config)
         lib.sl_broker_configure(self.handle, self._options(partition, 0))
-        self._write_topic(partition, topic)
+        self._write_topic(partition.directory, topic)
         self.sweep_at_ns = 0
 
     def _release(self, partition: Partition) -> None:
@@ -624,6 +751,11 @@ class Broker:
                 self._sweep_partition(partition, wall)
             except (OSError, ShmlogError) as exc:
                 log(f"{partition}: retention failed: {exc}")
+        for role in self.replication.followed() if self.replication is not None else ():
+            try:
+                self._sweep_follower(role)
+            except (OSError, ShmlogError) as exc:
+                log(f"{role}: retention failed: {exc}")
         try:
             self._guard_disk()
         except (OSError, ShmlogError) as exc:
@@ -637,6 +769,15 @@ class Broker:
                     self._take_over(topic, number, p)
                     return
         self.failed.pop(block, None)
+
+    def _sweep_follower(self, role: Role) -> None:
+        """The leader decides where the log begins; whole files below that go here too."""
+        words = lib.sl_cluster_partition(self.cluster, role.block)
+        log_start = int(lib.sl_get64(ffi.addressof(words, "log_start"))) & OFFSET_MASK
+        gone = tuple(entry.name for entry in recovery.list_files(role.directory) if entry.until <= log_start)
+        if gone:
+            recovery.write_checkpoint(role.directory, log_start)
+            recovery.remove_files(role.directory, gone)
 
     def _sweep_partition(self, partition: Partition, now_ns: int) -> None:
         end = partition.offset("spilled")
@@ -837,6 +978,8 @@ class Broker:
         self._send(m.BrokerStopped(self.start.broker_id, self.start.broker_epoch, unspilled, failure))
         if unspilled and not message.force:
             return  # a view with new leader epochs opens everything again
+        if self.replication is not None:
+            self.replication.end()
         lib.sl_broker_free(self.handle)
         self._exit(0, f"stopped within {(monotonic_ns() - began) // MS} ms")
 

@@ -231,7 +231,40 @@ class Admin:
             "layout_version": lib.SL_LAYOUT_VERSION,
         }
 
-    # --- groups, replicas: not yet ---
+    def elect_leaders(
+        self,
+        election_type: str = "preferred",
+        topic_partitions: Mapping[str, Iterable[int]] | Iterable[TopicPartition] | None = None,
+        timeout_ms: float | None = None,
+        raise_errors: bool = True,
+    ) -> dict[TopicPartition, dict[str, Any]]:
+        """Elections: "preferred" gives partitions back to their first replica, if it is in sync; "unclean" lets any living replica lead where no
+        in-sync one lives, and what only the others had is lost. Of all replicated partitions unless named. {tp: {"error_code", "error_message"}};
+        what had nothing to elect is no error unless it was named. PreferredLeaderNotAvailableError, EligibleLeadersNotAvailableError,
+        ElectionNotNeededError."""
+        kind = str(getattr(election_type, "name", election_type)).lower()
+        if kind not in ("preferred", "unclean"):
+            raise errors.IllegalArgumentError(f"election_type={election_type!r}: preferred or unclean")
+        session = self._open()
+        named = topic_partitions is not None
+        if topic_partitions is None:
+            topics = {name: self._topic(session, name).partitions for name in self.list_topics()}
+            wanted = [TopicPartition(name, n) for name, partitions in topics.items() for n, p in enumerate(partitions) if len(p.replicas) > 1]
+        elif isinstance(topic_partitions, Mapping):
+            wanted = [TopicPartition(name, _int(n, "a partition")) for name, numbers in topic_partitions.items() for n in numbers]
+        else:
+            wanted = [TopicPartition(*tp) for tp in topic_partitions]
+        request = messages.ElectLeaders(tuple((_internal(session, tp.topic), tp.partition) for tp in wanted), kind == "unclean")
+        failures = self._results(request, timeout_ms)
+        if not named:
+            failures = [None if isinstance(f, errors.ElectionNotNeededError) else f for f in failures]
+        result = {tp: _outcome(f) for tp, f in zip(wanted, failures, strict=True)}
+        _finish({}, failures, raise_errors)
+        return result
+
+    perform_leader_election = elect_leaders  # kafka-python's name
+
+    # --- groups, moves of replicas: not yet ---
 
     def _later(self, what: str) -> errors.ShmlogError:
         self._open()
@@ -249,11 +282,8 @@ class Admin:
     def alter_group_offsets(self, group_id: str, offsets: Any) -> Any:
         raise self._later("alter_group_offsets(): consumer groups")
 
-    def elect_leaders(self, *args: Any, **keywords: Any) -> Any:
-        raise self._later("elect_leaders(): replication")
-
     def reassign_partitions(self, *args: Any, **keywords: Any) -> Any:
-        raise self._later("reassign_partitions(): replication")
+        raise self._later("reassign_partitions()")
 
     def watch(self, callback: Callable[[], object]) -> Any:
         raise self._later("watch()")

@@ -149,6 +149,9 @@ class Assignment(ConsumerRow):
         follow = first or self._pattern is not None
         gone = [tp for tp, part in old.items() if follow and (tp not in wanted or wanted[tp].topic_id != part.topic_id)]
         new = [tp for tp in wanted if tp not in old or tp in gone]
+        for tp, part in old.items():
+            if part.directory is not None and tp not in gone and tp in wanted:
+                self._move_files(tp, part, wanted[tp])
         if not gone and not new:
             return
         if gone and self._listener is not None:
@@ -193,6 +196,7 @@ class Assignment(ConsumerRow):
             self._raise(part, code)
         part.reader = out[0]
         part.address = int(ffi.cast("uintptr_t", out[0]))
+        part.directory = directory
         try:
             if start != "none":
                 low, end = self._ends(part)
@@ -206,6 +210,17 @@ class Assignment(ConsumerRow):
             lib.sl_reader_close(part.reader)
             raise
         return part
+
+    def _move_files(self, tp: TopicPartition, part: Assigned, view: Any) -> None:
+        """Another replica leads: its files are read from now on. Both have all that was committed, so nothing changes for the reader."""
+        if view.topic_id != part.topic_id or len(view.partitions[tp.partition].replicas) < 2:
+            return
+        directory = self._session.partition_directory(tp.topic, tp.partition)
+        if directory is not None and directory != part.directory:
+            code = lib.sl_reader_directory(part.reader, os.fsencode(directory))
+            if code < 0:
+                self._raise(part, code)
+            part.directory = directory
 
     def _directory(self, tp: TopicPartition) -> str:
         """Where the partition's files are: its leader knows, so while there is none (a broker that is being restarted) this waits."""

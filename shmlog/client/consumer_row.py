@@ -32,7 +32,7 @@ _SECOND = "a Consumer belongs to one thread at a time; only wakeup() may be call
 class Assigned:
     """A partition that is being read."""
 
-    __slots__ = ("tp", "topic_id", "block", "spills", "timestamp_type", "reader", "reader_at", "position", "start", "paused", "address")
+    __slots__ = ("tp", "topic_id", "block", "spills", "timestamp_type", "reader", "reader_at", "position", "start", "paused", "address", "directory")
 
     def __init__(self, tp: TopicPartition, topic_id: bytes, block: int, spills: bool, timestamp_type: int, reader: Any, start: str) -> None:
         self.tp = tp
@@ -46,6 +46,7 @@ class Assigned:
         self.start = start  # earliest, latest or none
         self.paused = False
         self.address = 0  # of the reader, for the extension
+        self.directory: str | None = None  # where the leader has the files
 
 
 class ConsumerRow(Receiver):

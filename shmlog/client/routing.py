@@ -98,6 +98,11 @@ class Routing(Sender):
                     f"{topic}-{n} has {len(p.replicas)} replicas, min.insync.replicas is {config.min_insync_replicas}",
                     in_sync=len(p.replicas), required=config.min_insync_replicas,
                 )  # fmt: skip
+            if self._acks != APPENDED and config.min_insync_replicas > len(p.isr):
+                raise errors.NotEnoughReplicasError(
+                    f"{topic}-{n}: {len(p.isr)} of its replicas are in sync, min.insync.replicas is {config.min_insync_replicas}",
+                    in_sync=len(p.isr), required=config.min_insync_replicas,
+                )  # fmt: skip
             if self._acks == DURABLE and not (config.shmlog_spill and session.has_disk):
                 raise errors.InvalidConfigurationError(
                     f'acks="disk": topic {topic!r} lives in memory only' + ("" if session.has_disk else " (the cluster runs with --data none)"),

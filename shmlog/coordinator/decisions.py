@@ -76,8 +76,10 @@ class Decisions:
         for topic in new.topics.values():
             was = old.topics.get(topic.name)
             if was is not topic and was is not None and was.topic_id == topic.topic_id:
-                for number in range(len(topic.partitions)):
+                for number, partition in enumerate(topic.partitions):
                     self.memory.write_block(new, topic, number, first=False)
+                    if number < len(was.partitions) and partition.isr != was.partitions[number].isr:
+                        lib.sl_wake_all(self.memory.handle, partition.block)  # SYNC below_min_isr: who waits for acks=all looks at the flags again
         lib.sl_view_changed(self.control)
         if self.store:
             self.store.submit(new)

@@ -170,7 +170,7 @@ class Memory:
             lib.sl_put32(ffi.addressof(p, "partition"), number)
             lib.sl_put32(ffi.addressof(p, "leader_epoch"), partition.leader_epoch)  # later ones are stored by whoever opens them
         memory = typed.shmlog_memory_bytes if typed.shmlog_memory_bytes != -1 else self.control.memory_max_bytes
-        lib.sl_put32(ffi.addressof(p, "flags"), metadata.partition_flags(view, topic))
+        lib.sl_put32(ffi.addressof(p, "flags"), metadata.partition_flags(view, topic, number))
         lib.sl_put32(ffi.addressof(p, "max_message_bytes"), typed.max_message_bytes)
         lib.sl_put64(ffi.addressof(p, "memory_bytes"), memory)
         lib.sl_put32(ffi.addressof(p, "bell_process"), view.brokers[partition.leader].process if partition.leader in view.brokers else 0)

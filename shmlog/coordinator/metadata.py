@@ -18,6 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from shmlog import config
+from shmlog.coordinator import elections
 from shmlog.errors import (
     IllegalArgumentError,
     InvalidConfigurationError,
@@ -29,6 +30,7 @@ from shmlog.errors import (
 )
 from shmlog.messages import (
     NO_LEADER,
+    REMOVED,
     BrokerView,
     ClusterView,
     DeletingPartition,
@@ -42,7 +44,7 @@ from shmlog.messages import (
 MAX_PARTITIONS = 16384  # SL_MAX_PARTITIONS; of the whole cluster
 MAX_BROKERS = 60
 FIRST_BROKER_PROCESS = 4  # control.processes: 0 the spare, 1-3 coordinators
-MAX_REPLICATION_FACTOR = 1  # replication is not built yet
+MAX_REPLICATION_FACTOR = 16  # SL_FOLLOWERS_MAX and the leader
 
 # At a new start of a cluster whose memory is gone, all epochs jump by this much: the store follows behind the decisions, and a grant that a power
 # cut kept from it must not be given again. The server lets the store lag by less than this.
@@ -93,7 +95,7 @@ def configured(view: ClusterView, options: StartOptions) -> ClusterView:
         if broker_id < wanted:
             break
         needed = sum(broker_id in p.replicas for t in view.topics.values() for p in t.partitions)
-        needed += sum(p.leader == broker_id for p in view.deleting)
+        needed += sum(p.leader == broker_id or broker_id in p.followers for p in view.deleting)
         if needed:
             raise InvalidConfigurationError(
                 f"broker {broker_id} has {needed} partitions; the cluster cannot go on with {wanted} brokers", key="brokers"
@@ -136,7 +138,7 @@ def restarted(view: ClusterView, clean: bool) -> ClusterView:
         )
         for t in view.topics.values()
     }
-    return msgspec.structs.replace(view, version=view.version + jump, brokers=brokers, topics=topics)
+    return elections.without_leaders(msgspec.structs.replace(view, version=view.version + jump, brokers=brokers, topics=topics))
 
 
 def next_view(view: ClusterView, coordinator_epoch: int, **changes: object) -> ClusterView:
@@ -152,7 +154,9 @@ def start_brokers(view: ClusterView, broker_ids: Iterable[int]) -> ClusterView:
     }
 
     def begun(p: PartitionView) -> PartitionView:
-        leader = p.leader if p.leader != NO_LEADER else next((r for r in p.replicas if r in ids), NO_LEADER)
+        leader = p.leader
+        if leader == NO_LEADER and len(p.replicas) == 1:  # of several replicas the longest leads, when all have reported: elections.py
+            leader = p.replicas[0]
         if leader not in ids:
             return p
         return msgspec.structs.replace(p, leader=leader, leader_epoch=p.leader_epoch + 1)
@@ -252,7 +256,7 @@ def _new_topic(view: ClusterView, spec: TopicSpec, new_id: Callable[[], bytes], 
     else:
         count = defaults.num_partitions if spec.partitions == -1 else spec.partitions
         factor = defaults.default_replication_factor if spec.replication_factor == -1 else spec.replication_factor
-    _check_replication_factor(view, factor)
+    _check_replication_factor(view, typed, factor)
     _check_min_insync(typed, factor)
     return TopicView(
         name=spec.name,
@@ -295,11 +299,16 @@ def _load(view: ClusterView) -> dict[int, int]:
     return load
 
 
-def _check_replication_factor(view: ClusterView, factor: int) -> None:
-    if factor < 1 or factor > len(view.brokers):
+def _check_replication_factor(view: ClusterView, typed: config.TopicConfig, factor: int) -> None:
+    if factor < 1 or factor > min(len(view.brokers), MAX_REPLICATION_FACTOR):
         raise InvalidReplicationFactorError(f"replication factor {factor} is not possible with {len(view.brokers)} brokers")
-    if factor > MAX_REPLICATION_FACTOR:
-        raise InvalidReplicationFactorError(f"replication factor {factor} is not possible in this version, only {MAX_REPLICATION_FACTOR}")
+    if factor > 1 and not (typed.shmlog_spill and view.data_dirs):
+        raise InvalidReplicationFactorError(
+            f"replication factor {factor}: a topic that lives in memory alone has one copy, which survives every process",
+            hint="replicas are files at other brokers: use a topic with shmlog.spill=true in a cluster with a data directory",
+        )
+    if factor > 1 and typed.shmlog_full == "drop_oldest":
+        raise InvalidReplicationFactorError(f"replication factor {factor} and shmlog.full=drop_oldest: followers would wait for what was dropped")
 
 
 def _check_replicas(view: ClusterView, replicas: Sequence[int], factor: int, partition: int) -> None:
@@ -329,7 +338,8 @@ def delete_topics(view: ClusterView, names: Sequence[str], repeated: bool = Fals
             continue
         for number, p in enumerate(topic.partitions):
             leader = p.leader if p.leader != NO_LEADER else p.replicas[0]
-            deleting.append(DeletingPartition(p.block, topic.topic_id, name, number, leader))
+            followers = tuple(r for r in p.replicas if r != leader)
+            deleting.append(DeletingPartition(p.block, topic.topic_id, name, number, leader, followers))
         failures.append(None)
     if len(topics) == len(view.topics):
         return Decision(view, failures)
@@ -343,11 +353,18 @@ def renew_epochs(view: ClusterView, broker_ids: Iterable[int]) -> ClusterView:
     return msgspec.structs.replace(began, brokers=view.brokers)
 
 
-def blocks_removed(view: ClusterView, removed: Iterable[tuple[int, bytes]]) -> ClusterView:
-    """The broker has removed memory and files of these; their blocks are free."""
+def blocks_removed(view: ClusterView, broker_id: int, removed: Iterable[tuple[int, bytes]]) -> ClusterView:
+    """A broker has removed what it had of these; a block is free when all have."""
     gone = set(removed)
-    left = tuple(p for p in view.deleting if (p.block, p.topic_id) not in gone)
-    return view if len(left) == len(view.deleting) else msgspec.structs.replace(view, deleting=left)
+
+    def after(p: DeletingPartition) -> DeletingPartition:
+        if (p.block, p.topic_id) not in gone:
+            return p
+        leader = REMOVED if p.leader == broker_id else p.leader
+        return msgspec.structs.replace(p, leader=leader, followers=tuple(r for r in p.followers if r != broker_id))
+
+    left = tuple(p for p in map(after, view.deleting) if p.leader != REMOVED or p.followers)
+    return view if left == view.deleting else msgspec.structs.replace(view, deleting=left)
 
 
 def create_partitions(
@@ -400,7 +417,9 @@ def alter_topic_configs(view: ClusterView, configs: Mapping[str, Mapping[str, st
                     key="shmlog.spill",
                     hint="make a new topic",
                 )
-            _check_min_insync(typed, len(topic.partitions[0].replicas))
+            factor = len(topic.partitions[0].replicas)
+            _check_replication_factor(view, typed, factor)
+            _check_min_insync(typed, factor)
             strings = config.to_strings(typed, changed_only=True)
             if strings != topic.config:
                 topics[name] = msgspec.structs.replace(topic, config=strings)
@@ -418,12 +437,12 @@ def _unknown(name: str) -> UnknownTopicOrPartitionError:
 # --- what stands in a partition's block --------------------------------------------------------------------------------
 
 # SL_PF_*; spelled out here because this module has no I/O and so no C core. tests/coordinator/ holds them against it.
-PF_SPILL, PF_FULL_RAISE, PF_FULL_DROP, PF_CRC_ALWAYS, PF_APPENDED, PF_LOG_APPEND_TIME, PF_REPLICATED, PF_SYNC_RECYCLE = (
-    1, 2, 4, 8, 16, 32, 64, 128,
+PF_SPILL, PF_FULL_RAISE, PF_FULL_DROP, PF_CRC_ALWAYS, PF_APPENDED, PF_LOG_APPEND_TIME, PF_REPLICATED, PF_SYNC_RECYCLE, PF_BELOW_MIN_ISR = (
+    1, 2, 4, 8, 16, 32, 64, 128, 256,
 )  # fmt: skip
 
 
-def partition_flags(view: ClusterView, topic: TopicView) -> int:
+def partition_flags(view: ClusterView, topic: TopicView, number: int) -> int:
     typed = config.topic_config(topic.config)
     flags = 0
     if typed.shmlog_spill and view.data_dirs:
@@ -440,6 +459,8 @@ def partition_flags(view: ClusterView, topic: TopicView) -> int:
         flags |= PF_LOG_APPEND_TIME
     if len(topic.partitions[0].replicas) > 1:
         flags |= PF_REPLICATED
+    if len(topic.partitions[number].isr) < typed.min_insync_replicas:
+        flags |= PF_BELOW_MIN_ISR
     if typed.flush_messages == 1:
         flags |= PF_SYNC_RECYCLE
     return flags

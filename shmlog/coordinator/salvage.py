@@ -167,14 +167,17 @@ def from_directories(found: Sequence[directories.Broker], options: StartOptions,
         whole = next((p.topic.topic_id for _, p in parts if len(p.topic.topic_id) == 32), "")
         # Of a partition without a file and without a record only the beginning of the topic's id is known, by its directory's name.
         topic_id = bytes.fromhex(whole) if whole else bytes.fromhex(newest.topic_id) + new_id()[len(newest.topic_id) // 2 :]
-        leaders = {p.number: id for id, p in parts}
-        total = max([p.topic.partitions for _, p in parts] + [number + 1 for number in leaders])
-        if len(leaders) < total:
-            said.append(f"topic {name!r}: partitions {sorted(set(range(total)) - set(leaders))} have no directory; they begin empty")
+        replicas: dict[int, tuple[int, ...]] = {}
+        for id, p in sorted(parts, key=lambda part: part[0]):
+            replicas[p.number] = (*replicas.get(p.number, ()), id)
+        total = max([p.topic.partitions for _, p in parts] + [number + 1 for number in replicas])
+        if len(replicas) < total:
+            said.append(f"topic {name!r}: partitions {sorted(set(range(total)) - set(replicas))} have no directory; they begin empty")
         partitions = []
         for number in range(total):
-            leader = leaders.get(number, number % count)
-            partitions.append(PartitionView(block, leader, epoch, (leader,), (leader,)))
+            have = replicas.get(number, (number % count,))
+            # Of several nobody knows who was in sync: all of them report, and the longest leads.
+            partitions.append(PartitionView(block, have[0] if len(have) == 1 else NO_LEADER, epoch, have, have))
             block += 1
         topics[name] = TopicView(name, topic_id, dict(newest.config), tuple(partitions))
     said += [f"{path} cannot be told; it is left alone" for b in found for path in b.unclear]

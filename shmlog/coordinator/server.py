@@ -256,6 +256,8 @@ class Coordinator:
             m.BrokerReady: supervision.broker_ready,
             m.BrokerApplied: supervision.broker_applied,
             m.BrokerFailed: supervision.broker_failed,
+            m.AlterIsr: supervision.alter_isr,
+            m.ElectLeaders: supervision.elect_leaders,
         }
 
     def _handle(self, connection: Connection, message: Any) -> None:

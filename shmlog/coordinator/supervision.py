@@ -17,7 +17,7 @@ from shmlog import proc, shm
 from shmlog import spare as spare_process
 from shmlog._ffi import lib
 from shmlog.clock import MS, NS, monotonic_ns
-from shmlog.coordinator import metadata
+from shmlog.coordinator import elections, metadata
 from shmlog.coordinator.connections import Connection, Connections
 from shmlog.coordinator.decisions import Decisions, Reply
 from shmlog.coordinator.memory import COORDINATOR_SLOTS, log
@@ -85,8 +85,12 @@ class Supervision:
         self.standby = (0, 0)  # pid, start ticks
         self.standby_pidfd = -1
         self.standby_asked_ns = 0
+        self.reports: dict[int, dict[int, m.ReplicaReport]] = {}  # block -> broker -> what its files hold, of partitions without a leader
         self.stopping: Stopping | None = None
         self.when_stopped: Callable[[], None]  # shutdown.py's, asked when a broker has ended in a shutdown
+
+    def alive(self) -> set[int]:
+        return {b.id for b in self.brokers.values() if b.running}
 
     def tell(self, version: int) -> None:
         for broker in self.brokers.values():
@@ -161,6 +165,8 @@ class Supervision:
                 broker.stopped = True
                 self.when_stopped()
             return
+        # First of all: another in-sync replica leads on, and nobody waits for this one's acknowledgements.
+        self._decide(elections.broker_down(self.decisions.view, broker.id, self.alive()), f"the death of broker {broker.id}")
         if broker.ready:
             broker.deaths_unready = 0
             log(f"broker {broker.id} (pid {broker.pid}) died; starting it again")
@@ -195,8 +201,11 @@ class Supervision:
         broker.ready = True
         broker.deaths_unready = 0
         self.decisions.memory.process_state(metadata.FIRST_BROKER_PROCESS + broker.id, lib.SL_PROCESS_UP)
+        for report in message.reports:
+            self.reports.setdefault(report.block, {})[broker.id] = report
+        self._decide(elections.elect_reported(self.decisions.view, self.reports, self.alive()), "the start")
         reply(m.Done(self.decisions.view.version))
-        if message.view_version >= self.decisions.view.version and any(d.leader == broker.id for d in self.decisions.view.deleting):
+        if message.view_version >= self.decisions.view.version and any(broker.id in (d.leader, *d.followers) for d in self.decisions.view.deleting):
             # It has applied this view and said what it removed, to a coordinator that died over it: with another view it says so again.
             with contextlib.suppress(ShmSpaceError):  # then the next decision does it
                 self.decisions.decide(self.decisions.view)
@@ -215,11 +224,29 @@ class Supervision:
         return broker
 
     def broker_applied(self, connection: Connection, message: m.BrokerApplied, reply: Reply) -> None:
-        self.broker_of(connection, message.broker_id, message.broker_epoch)
-        view = metadata.blocks_removed(self.decisions.view, message.removed)
+        broker = self.broker_of(connection, message.broker_id, message.broker_epoch)
+        view = metadata.blocks_removed(self.decisions.view, broker.id, message.removed)
         if view is not self.decisions.view:
             self.decisions.decide(view)
         reply(m.Done(self.decisions.view.version))
+
+    def _decide(self, view: m.ClusterView, why: str) -> None:
+        if view is self.decisions.view:
+            return
+        try:
+            self.decisions.decide(view)
+        except ShmSpaceError as exc:
+            log(f"{why} changes the leaders, but that cannot be put in force: {exc}")
+
+    def alter_isr(self, connection: Connection, message: m.AlterIsr, reply: Reply) -> None:
+        broker = self.broker_of(connection, message.broker_id, message.broker_epoch)
+        view = elections.alter_isr(self.decisions.view, broker.id, message.changes, self.alive())
+        self._decide(view, f"what broker {broker.id} found of its followers")
+        reply(m.Done(self.decisions.view.version))
+
+    def elect_leaders(self, connection: Connection, message: m.ElectLeaders, reply: Reply) -> None:
+        view, failures = elections.elect(self.decisions.view, message.partitions, message.unclean, {b.id for b in self.brokers.values() if b.ready})
+        self.decisions.decided(metadata.Decision(view, failures), reply)
 
     def broker_failed(self, connection: Connection, message: m.BrokerFailed, reply: Reply) -> None:
         broker = self.broker_of(connection, message.broker_id, message.broker_epoch)

@@ -500,6 +500,67 @@ def add_partitions(name: str, count: int) -> None:
     _say(f"{name} has {total} partitions", topic=name, partitions=total)
 
 
+@topic.command(examples=("shmlog topic elect             # all partitions", "shmlog topic elect orders -p 0", "shmlog topic elect orders --unclean"))
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("-p", "--partition", type=click.IntRange(min=0), metavar="P", help="Only this partition.")
+@click.option("--unclean", is_flag=True, help="Where no in-sync replica lives, let any lead; what only the others had is lost.")
+def elect(names: tuple[str, ...], partition: int | None, unclean: bool) -> None:
+    """Give partitions back to their first replica, if it is in sync."""
+    if partition is not None and not names:
+        raise click.UsageError("-p needs the name of a topic")
+    with _admin() as admin:
+        known = {t["name"]: t["partitions"] for t in admin.describe_topics(list(names) or None)}
+        wanted = {name: [partition] if partition is not None else [p["partition"] for p in found] for name, found in known.items()}
+        outcome = admin.elect_leaders("unclean" if unclean else "preferred", wanted, raise_errors=False)
+        after = {(t["name"], p["partition"]): p["leader"] for t in admin.describe_topics(list(names) or None) for p in t["partitions"]}
+    elected = [{"topic": tp.topic, "partition": tp.partition, "leader": after[tp]} for tp, o in outcome.items() if not o["error_code"]]
+    fine = (0, errors.ElectionNotNeededError.code)
+    failed = [f"{tp.topic}-{tp.partition}: {o['error_message']}" for tp, o in outcome.items() if o["error_code"] not in fine]
+    if settings().json:
+        show({"elected": elected, "failed": failed})
+    else:
+        for e in elected:
+            print(f"{e['topic']}-{e['partition']} is led by broker {e['leader']} now")
+        for line in failed:
+            print(line)
+        if not elected and not failed:
+            print("nothing to elect: every partition is led by the replica that should")
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+@cli.group(examples=("shmlog broker list",))
+def broker() -> None:
+    """Look at the brokers."""
+
+
+@broker.command("list", examples=("shmlog broker list", "shmlog broker list --json"))
+def list_brokers() -> None:
+    """Each broker with its process, its directory, and the partitions it leads and follows."""
+    with _admin() as admin:
+        brokers = admin.describe_cluster()["brokers"]
+        partitions = [p for t in admin.describe_topics() for p in t["partitions"]]
+    rows = [
+        {
+            "broker_id": b["broker_id"], "pid": b["pid"], "state": b["state"], "broker_epoch": b["broker_epoch"], "directory": b["directory"],
+            "leads": sum(p["leader"] == b["broker_id"] for p in partitions),
+            "follows": sum(b["broker_id"] in p["replicas"] and p["leader"] != b["broker_id"] for p in partitions),
+            "out_of_sync": sum(b["broker_id"] in p["replicas"] and b["broker_id"] not in p["isr"] for p in partitions),
+        }
+        for b in brokers
+    ]  # fmt: skip
+    if settings().json:
+        show({"brokers": rows})
+        return
+    from shmlog.tools.status import table
+
+    head = ("BROKER", "PID", "STATE", "EPOCH", "LEADS", "FOLLOWS", "OUT OF SYNC", "DIRECTORY")
+    lines = [tuple(str(row[k]) for k in ("broker_id", "pid", "state", "broker_epoch", "leads", "follows", "out_of_sync")) for row in rows]
+    cells = [head, *((*line, row["directory"] or "memory only") for line, row in zip(lines, rows, strict=True))]
+    for text in table(cells, _mark(bold=True), right=(0, 1, 3, 4, 5, 6), mark=lambda row: None):
+        print(text)
+
+
 # --- records -----------------------------------------------------------------------------------------------------------
 
 

@@ -444,7 +444,7 @@ def lines(status: dict[str, Any], bold: Any = str, red: Any = str, dim: Any = st
         for p in status["processes"]:
             note = f"{p['rows']} rows" if "rows" in p else f"epoch {p['broker_epoch']}" if p["role"] == "broker" else ""
             rows.append((_process_name(p) if p["role"] != "client" else "client", str(p["pid"]), "starting" if p.get("starting") else p["state"], note))
-        yield from _table(rows, bold, right=(1,), mark=lambda row: red if row[2] in ("dead", "stopped") else None)
+        yield from table(rows, bold, right=(1,), mark=lambda row: red if row[2] in ("dead", "stopped") else None)
 
     yield ""
     if status["topics"]:
@@ -465,7 +465,7 @@ def lines(status: dict[str, Any], bold: Any = str, red: Any = str, dim: Any = st
                 notes += [_storage(p)] if p.get("storage", "ok") != "ok" else []
                 notes += [f"{p['dropped_records']:,} dropped"] if p.get("dropped_records") else []
                 rows2.append((*cells, "; ".join(notes)))
-        yield from _table(rows2, bold, right=range(1, len(head) - 1), mark=lambda row: red if row[-1] or "none" in row else None)
+        yield from table(rows2, bold, right=range(1, len(head) - 1), mark=lambda row: red if row[-1] or "none" in row else None)
     else:
         yield "no topics yet; producing to one creates it: echo hello | shmlog produce greetings"
 
@@ -489,12 +489,12 @@ def topic_lines(topic: dict[str, Any], bold: Any = str) -> Iterator[str]:
         rows.append(
             (str(p["partition"]), leader, str(p["leader_epoch"]), *replicas, *offsets, size(p.get("shm_bytes", 0)), size(p.get("disk_bytes", 0)))
         )
-    yield from _table(rows, bold, right=range(len(rows[0])), mark=lambda row: None)
+    yield from table(rows, bold, right=range(len(rows[0])), mark=lambda row: None)
     for p in topic["partitions"]:
         yield f"  {p['partition']}: {p['dir'] or 'memory only'}"
 
 
-def _table(rows: Any, bold: Any, right: Any, mark: Any) -> Iterator[str]:
+def table(rows: Any, bold: Any, right: Any, mark: Any) -> Iterator[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for n, row in enumerate(rows):
         text = "  ".join(

@@ -93,7 +93,7 @@ def test_a_block_is_given_out_again_only_when_its_broker_has_removed_it() -> Non
     view, _ = metadata.delete_topics(view, ["old"])
     view, _ = create(view, TopicSpec("between"))
     assert view.topics["between"].partitions[0].block == 2
-    view = metadata.blocks_removed(view, [(0, old.topic_id), (1, b"another topic id")])
+    view = metadata.blocks_removed(view, 0, [(0, old.topic_id), (1, b"another topic id")])
     assert [p.block for p in view.deleting] == [1]
     view, _ = create(view, TopicSpec("new"))
     assert view.topics["new"].partitions[0].block == 0
@@ -187,10 +187,10 @@ def test_flags_are_those_of_the_core() -> None:
     assert lib.SL_MAX_PARTITIONS == metadata.MAX_PARTITIONS
     settings = {"shmlog.full": "raise", "shmlog.crc": "append", "flush.messages": "1", "message.timestamp.type": "LogAppendTime"}
     view, _ = create(cluster(), TopicSpec("t", config=settings))
-    flags = metadata.partition_flags(view, view.topics["t"])
+    flags = metadata.partition_flags(view, view.topics["t"], 0)
     assert flags == metadata.PF_SPILL | metadata.PF_FULL_RAISE | metadata.PF_CRC_ALWAYS | metadata.PF_LOG_APPEND_TIME | metadata.PF_SYNC_RECYCLE
     view, _ = create(cluster(data=False), TopicSpec("t"))
-    assert metadata.partition_flags(view, view.topics["t"]) == 0
+    assert metadata.partition_flags(view, view.topics["t"], 0) == 0
 
 
 names = st.sampled_from(["a", "b", "c", "ns/a"])
@@ -220,7 +220,7 @@ def test_no_schedule_gives_a_block_twice_or_takes_an_epoch_back(schedule: list[t
         elif action == "grow":
             view = metadata.create_partitions(view, {name: number}, last_epoch=lambda b: highest.get(b, 0)).view
         elif action == "removed":
-            view = metadata.blocks_removed(view, [(p.block, p.topic_id) for p in view.deleting[:number]])
+            view = metadata.blocks_removed(view, 0, [(p.block, p.topic_id) for p in view.deleting[:number]])
         elif action == "restart":
             view = metadata.start_brokers(view, [number])
         else:

@@ -39,9 +39,9 @@ class Memory:
             if number not in living:
                 self.blocks[number] = block._replace(live=False, deleted=True)
         for topic in view.topics.values():
-            flags = metadata.partition_flags(view, topic)
             size = config.topic_config(topic.config).max_message_bytes
             for n, p in enumerate(topic.partitions):
+                flags = metadata.partition_flags(view, topic, n)
                 self.blocks[p.block] = salvage.Block(
                     p.block, topic.topic_id, n, True, False, p.leader, p.leader_epoch, opened, flags, size, MEMORY
                 )  # fmt: skip
@@ -90,7 +90,9 @@ def test_whatever_was_decided_since_the_last_view_every_partition_is_found(sched
         elif action == "grow":
             new = metadata.create_partitions(view, {name: number}, last_epoch=memory.last_epoch).view
         elif action == "removed":
-            new = metadata.blocks_removed(view, [(p.block, p.topic_id) for p in view.deleting[:number]])
+            new = view
+            for p in view.deleting[:number]:
+                new = metadata.blocks_removed(new, p.leader, [(p.block, p.topic_id)])
         else:
             new = metadata.start_brokers(view, [number])
         if new is not view:
@@ -115,7 +117,7 @@ def test_without_any_view_the_blocks_alone_are_enough_for_the_records() -> None:
     assert f"recovered-{a.topic_id.hex()}" in found.topics
     after = found.topics[f"recovered-{a.topic_id.hex()}"]
     assert {k: v for k, v in after.config.items() if k != "retention.ms"} == a.config
-    assert metadata.partition_flags(found, after) == metadata.partition_flags(view, a)
+    assert metadata.partition_flags(found, after, 0) == metadata.partition_flags(view, a, 0)
     assert len(said) == 2
 
 

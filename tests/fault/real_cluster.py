@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -109,6 +110,18 @@ class RealCluster:
     def kill(self, *roles: str) -> None:
         for pid in self.pids(*roles):
             os.kill(pid, signal.SIGKILL)
+
+    def kill_everything(self) -> None:
+        """Until nobody is left: those that live start others meanwhile."""
+
+        def dead() -> bool:
+            alive = {p["pid"] for p in self.status()["processes"] if p["role"] != "client" and p["state"] != "dead"}
+            for pid in alive:
+                with contextlib.suppress(ProcessLookupError):  # it ended since we looked
+                    os.kill(pid, signal.SIGKILL)
+            return not alive
+
+        until(dead, "all processes to be dead")
 
     def worker(self, *arguments: object) -> subprocess.Popen[bytes]:
         process = subprocess.Popen([sys.executable, str(WORKERS), *map(str, arguments)])

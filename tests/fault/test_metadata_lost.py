@@ -206,8 +206,7 @@ def test_a_lost_database_is_rebuilt_from_the_brokers_directories(cluster: RealCl
 def test_a_database_that_is_damaged_while_memory_is_there_is_written_anew(cluster: RealCluster) -> None:
     fill(cluster)
     before = view_of(cluster)
-    cluster.kill("spare", "standby", "coordinator", "broker")
-    until(lambda: not cluster.pids("spare", "standby", "coordinator", "broker"), "everything to be dead")
+    cluster.kill_everything()
     lose_database(cluster)
     garble(cluster.data / "cluster.sqlite3")
     cluster.up()

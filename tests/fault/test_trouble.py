@@ -7,7 +7,6 @@ a mount namespace is in test_small_machine.py.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -439,7 +438,7 @@ def test_a_log_whose_beginning_was_trimmed_stays_trimmed(cluster: RealCluster) -
         assert admin.delete_records({T0: 700})[T0]["low_watermark"] == 700
         until(lambda: bytes_of(files_of(cluster)) < max(before, 1) and len(files_of(cluster)) < 10, "the files before it to go", 40)
     assert numbers(read(cluster.address)) == list(range(700, 1000))
-    kill_everything(cluster)
+    cluster.kill_everything()
     forget_memory(cluster)
     cluster.up()
     assert numbers(read(cluster.address))[0] == 700
@@ -580,17 +579,6 @@ def test_tethered_consumers_of_a_topic_in_memory_lose_nothing(address: str) -> N
 # --- after a reboot ----------------------------------------------------------------------------------------------------
 
 
-def kill_everything(cluster: RealCluster) -> None:
-    def dead() -> bool:
-        alive = {p["pid"] for p in cluster.status()["processes"] if p["role"] != "client" and p["state"] != "dead"}
-        for pid in alive:
-            with contextlib.suppress(ProcessLookupError):  # it ended since we looked
-                os.kill(pid, signal.SIGKILL)
-        return not alive
-
-    until(dead, "all processes to be dead")
-
-
 def forget_memory(cluster: RealCluster, keep: Callable[[str], bool] = lambda suffix: False) -> None:
     """What a reboot does: the objects in shared memory are gone, but those with a suffix that is kept; the files stay."""
     prefix = shm.prefix(cluster.name)
@@ -626,7 +614,7 @@ def test_after_a_reboot_all_that_was_durable_is_there_and_nothing_stale_is_belie
             careless.send("m", b"in memory alone")
             for i in range(2000, 2010):
                 careless.send("t", b"%08d" % i + KIB)
-        kill_everything(cluster)
+        cluster.kill_everything()
     forget_memory(cluster, LEFT[left])
     cluster.up()
     with Admin(cluster.address) as admin:

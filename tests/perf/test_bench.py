@@ -219,7 +219,7 @@ def test_a_wrong_argument_is_one_line(tmp_path: Path, arguments: list[str], word
 
 def test_help_and_list_tell_what_there_is(tmp_path: Path) -> None:
     text = bench(tmp_path, "--help").stdout
-    assert all(word in text for word in (*QUESTIONS, "--like", "--adapter", "--resume", "examples:"))
+    assert all(word in text for word in (*QUESTIONS, "--like", "--adapter", "--resume", "Examples:"))
     found = json.loads(bench(tmp_path, "--list", "--json").stdout)
     assert {p["name"] for p in found} >= {
         "shmlog",

@@ -27,7 +27,7 @@ from shmlog.types import Record
 DEADLINE_S = 60.0
 COMMANDS = [
     "up", "down", "status", "top", "topic create", "topic list", "topic describe", "topic alter", "topic delete", "topic trim", "topic add-partitions",
-    "produce", "consume", "verify", "dump", "doctor", "logs", "config explain", "bench", "run",
+    "topic elect", "broker list", "produce", "consume", "verify", "dump", "doctor", "logs", "config explain", "bench", "run",
 ]  # fmt: skip
 
 

@@ -1,0 +1,333 @@
+"""Who leads and who is in sync, decided without I/O: by hand, and over random schedules of deaths, starts, reboots and changes of the ISR."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import msgspec
+import pytest
+
+from shmlog import errors
+from shmlog.coordinator import elections, metadata
+from shmlog.messages import NO_LEADER, ClusterView, IsrChange, PartitionView, ReplicaReport, StartOptions, TopicSpec
+
+TOPIC_ID = b"i" * 16
+
+
+def made(brokers: int = 3, factor: int = 3, partitions: int = 1, **config: str) -> ClusterView:
+    view = metadata.new_cluster(StartOptions("c", brokers=brokers, data_dirs=("/data",)), b"c" * 16)
+    view = metadata.start_brokers(view, range(brokers))
+    spec = TopicSpec("t", TOPIC_ID, partitions, factor, config={key.replace("_", "."): value for key, value in config.items()})
+    decision = metadata.create_topics(view, [spec], lambda: TOPIC_ID)
+    assert decision.failures == [None]
+    return decision.view
+
+
+def part(view: ClusterView, number: int = 0) -> PartitionView:
+    return view.topics["t"].partitions[number]
+
+
+def test_when_a_leader_dies_the_first_living_in_sync_replica_leads_under_the_next_epoch() -> None:
+    view = made()
+    before = part(view)
+    after = part(elections.broker_down(view, before.leader, {1, 2} - {before.leader} | {2}))
+    assert after.leader in before.isr and after.leader != before.leader
+    assert after.leader_epoch == before.leader_epoch + 1
+    assert before.leader not in after.isr
+
+
+def test_a_dead_follower_leaves_the_isr_and_the_leader_stays() -> None:
+    view = made()
+    before = part(view)
+    follower = next(r for r in before.replicas if r != before.leader)
+    after = part(elections.broker_down(view, follower, {0, 1, 2} - {follower}))
+    assert (after.leader, after.leader_epoch) == (before.leader, before.leader_epoch)
+    assert set(after.isr) == {0, 1, 2} - {follower}
+
+
+def test_the_last_in_sync_replica_stays_alone_in_the_isr_and_leads_again_when_it_is_back() -> None:
+    view = made(2, 2)
+    first = part(view).leader
+    view = elections.broker_down(view, first, {1 - first})
+    last = part(view).leader
+    gone = elections.broker_down(view, last, set())
+    assert part(gone).isr == (last,) and part(gone).leader == last
+    back = metadata.start_brokers(gone, [first])  # the other one has not what was committed since
+    assert part(back).leader == last
+    assert part(metadata.start_brokers(back, [last])).leader_epoch == part(gone).leader_epoch + 1
+
+
+def test_only_the_leader_of_the_present_epoch_changes_the_isr_and_only_among_the_living() -> None:
+    view = made()
+    p = part(view)
+    fewer = IsrChange(p.block, TOPIC_ID, p.leader_epoch, (p.leader,))
+    assert part(elections.alter_isr(view, p.leader, [fewer], {0, 1, 2})).isr == (p.leader,)
+    other = next(r for r in p.replicas if r != p.leader)
+    assert elections.alter_isr(view, other, [fewer], {0, 1, 2}) is view
+    assert elections.alter_isr(view, p.leader, [msgspec.structs.replace(fewer, leader_epoch=p.leader_epoch - 1)], {0, 1, 2}) is view
+    assert elections.alter_isr(view, p.leader, [msgspec.structs.replace(fewer, topic_id=b"x" * 16)], {0, 1, 2}) is view
+    small = elections.alter_isr(view, p.leader, [fewer], {0, 1, 2})
+    everybody = msgspec.structs.replace(fewer, isr=p.replicas)
+    assert set(part(elections.alter_isr(small, p.leader, [everybody], {p.leader, other})).isr) == {p.leader, other}
+
+
+def test_a_follower_takes_itself_out_and_nobody_else() -> None:
+    view = made()
+    p = part(view)
+    follower = next(r for r in p.replicas if r != p.leader)
+    out = elections.alter_isr(view, follower, [IsrChange(p.block, TOPIC_ID, p.leader_epoch, ())], {0, 1, 2})
+    assert set(part(out).isr) == set(p.replicas) - {follower}
+    assert elections.alter_isr(view, p.leader, [IsrChange(p.block, TOPIC_ID, p.leader_epoch, ())], {0, 1, 2}) is view
+
+
+def report(end: int, epoch: int = 1, block: int = 0) -> ReplicaReport:
+    return ReplicaReport(block, TOPIC_ID, epoch, end)
+
+
+def test_after_a_reboot_nobody_leads_until_all_of_the_last_isr_have_reported() -> None:
+    view = metadata.restarted(made(), clean=False)
+    assert part(view).leader == NO_LEADER
+    assert elections.elect_reported(view, {0: {0: report(5), 1: report(9)}}, {0, 1, 2}) is view
+    elected = part(elections.elect_reported(view, {0: {0: report(5), 1: report(9), 2: report(7)}}, {0, 1, 2}))
+    assert (elected.leader, elected.isr) == (1, (1,))
+    later = part(elections.elect_reported(view, {0: {0: report(5, epoch=2), 1: report(9), 2: report(7)}}, {0, 1, 2}))
+    assert later.leader == 0 and later.leader_epoch > part(view).leader_epoch
+
+
+def test_an_unclean_election_waits_for_all_that_live_and_is_by_configuration_only() -> None:
+    reports = {0: {0: report(5), 2: report(7)}}
+    strict = metadata.restarted(made(), clean=True)
+    assert elections.elect_reported(strict, reports, {0, 2}) is strict
+    loose = metadata.restarted(made(unclean_leader_election_enable="true"), clean=True)
+    assert elections.elect_reported(loose, reports, {0, 1, 2}) is loose
+    assert part(elections.elect_reported(loose, reports, {0, 2})).leader == 2
+
+
+def test_elections_by_hand() -> None:
+    view = made()
+    preferred = part(view).replicas[0]
+    _, failures = elections.elect(view, [("t", 0), ("t", 7), ("x", 0)], False, {0, 1, 2})
+    assert [type(f) for f in failures] == [errors.ElectionNotNeededError, errors.UnknownTopicOrPartitionError, errors.UnknownTopicOrPartitionError]
+    moved = elections.broker_down(view, preferred, {0, 1, 2} - {preferred})
+    _, failures = elections.elect(moved, [("t", 0)], False, {0, 1, 2})
+    assert isinstance(failures[0], errors.PreferredLeaderNotAvailableError)
+    p = part(moved)
+    whole = elections.alter_isr(moved, p.leader, [IsrChange(p.block, TOPIC_ID, p.leader_epoch, p.replicas)], {0, 1, 2})
+    back, failures = elections.elect(whole, [("t", 0)], False, {0, 1, 2})
+    assert failures == [None] and part(back).leader == preferred and part(back).leader_epoch == p.leader_epoch + 1
+
+
+def test_unclean_elections_by_hand_only_where_no_in_sync_replica_lives() -> None:
+    view = made(2, 2)
+    first = part(view).leader
+    view = elections.broker_down(view, first, {1 - first})
+    _, failures = elections.elect(view, [("t", 0)], True, {0, 1})
+    assert isinstance(failures[0], errors.ElectionNotNeededError)
+    lost, failures = elections.elect(view, [("t", 0)], True, {first})
+    assert failures == [None] and part(lost).leader == first and part(lost).isr == (first,)
+
+
+class World:
+    """Three replicas as lists of (epoch, record): what a leader appends, what followers copy, and what was acknowledged to somebody. Memory, which
+    outlives processes, holds the log as appended; a reboot takes it, and from each replica what it had not synced."""
+
+    def __init__(self, rng: random.Random, sabotage: str = "") -> None:
+        self.rng = rng
+        self.sabotage = sabotage
+        self.view = made()
+        self.alive = {0, 1, 2}
+        self.logs: dict[int, list[tuple[int, int]]] = {0: [], 1: [], 2: []}
+        self.synced = {0: 0, 1: 0, 2: 0}
+        self.memory: list[tuple[int, int]] = []
+        self.committed = 0
+        self.durable: list[tuple[int, int]] = []
+        self.records = 0
+        self.took: Counter[str] = Counter()
+        self.reports: dict[int, dict[int, ReplicaReport]] = {}
+        self.leaders: dict[int, int] = {}
+
+    def set(self, view: ClusterView) -> None:
+        if view is self.view:
+            return
+        old, new = part(self.view), part(view)
+        assert new.leader_epoch >= old.leader_epoch
+        assert new.isr and (new.leader == NO_LEADER or new.leader in new.isr)
+        if new.leader_epoch != old.leader_epoch and new.leader != NO_LEADER:
+            assert self.leaders.setdefault(new.leader_epoch, new.leader) == new.leader, "two leaders in one epoch"
+            log = self.logs[new.leader]
+            assert len(log) >= self.committed, "a leader without what was committed"
+            if self.memory:
+                assert log == self.memory[: len(log)], "a leader whose files are not the log"
+                log[:] = self.memory  # drained from memory
+        self.view = view
+
+    def step(self) -> None:
+        name = self.rng.choice(["append"] * 4 + ["copy"] * 5 + ["sync"] * 2 + ["kill", "start", "start", "shrink", "grow", "prefer", "reboot"])
+        if getattr(self, name)():
+            self.took[name] += 1
+
+    def append(self) -> bool:
+        p = part(self.view)
+        if p.leader not in self.alive:
+            return False
+        self.records += 1
+        self.memory.append((p.leader_epoch, self.records))
+        self.logs[p.leader] = list(self.memory)
+        self.commit()
+        return True
+
+    def commit(self) -> None:
+        p = part(self.view)
+        if p.leader in self.alive:
+            members = p.isr[:1] if self.sabotage == "one replica commits" else p.isr
+            self.committed = max(self.committed, min(len(self.logs[r]) for r in members))
+            durable = min(self.synced[r] for r in (p.isr if self.sabotage != "durable by the leader alone" else [p.leader]))
+            if durable > len(self.durable):
+                self.durable = self.memory[:durable]
+
+    def copy(self) -> bool:
+        p = part(self.view)
+        followers = [r for r in p.replicas if r in self.alive and r != p.leader]
+        if p.leader not in self.alive or not followers:
+            return False
+        follower = self.rng.choice(followers)
+        leader, log = self.logs[p.leader], self.logs[follower]
+        same = next((n for n, (a, b) in enumerate(zip(leader, log, strict=False)) if a != b), min(len(leader), len(log)))
+        if same < len(log):
+            assert follower not in p.isr or same >= self.committed, "an in-sync replica is cut below what was committed"
+            self.took["cut"] += 1
+        self.logs[follower] = leader[: min(len(leader), same + self.rng.randrange(1, 4))]
+        self.synced[follower] = min(self.synced[follower], same)
+        self.commit()
+        return True
+
+    def sync(self) -> bool:
+        replica = self.rng.choice([0, 1, 2])
+        if replica not in self.alive:
+            return False
+        self.synced[replica] = len(self.logs[replica])
+        self.commit()
+        return True
+
+    def kill(self) -> bool:
+        if not self.alive:
+            return False
+        dead = self.rng.choice(sorted(self.alive))
+        self.alive.discard(dead)
+        self.set(elections.broker_down(self.view, dead, self.alive))
+        self.commit()
+        return True
+
+    def start(self) -> bool:
+        down = {0, 1, 2} - self.alive
+        if not down:
+            return False
+        back = self.rng.choice(sorted(down))
+        self.alive.add(back)
+        self.set(metadata.start_brokers(self.view, [back]))
+        log = self.logs[back]
+        self.reports.setdefault(0, {})[back] = report(len(log), log[-1][0] if log else 0)
+        self.set(elections.elect_reported(self.view, self.reports, self.alive))
+        return True
+
+    def shrink(self) -> bool:
+        p = part(self.view)
+        if p.leader not in self.alive or len(p.isr) < 2:
+            return False
+        gone = self.rng.choice([r for r in p.isr if r != p.leader])
+        change = IsrChange(p.block, TOPIC_ID, p.leader_epoch, tuple(r for r in p.isr if r != gone))
+        self.set(elections.alter_isr(self.view, p.leader, [change], self.alive))
+        self.commit()
+        return True
+
+    def grow(self) -> bool:
+        p = part(self.view)
+        outside = [r for r in p.replicas if r not in p.isr and r in self.alive]
+        if p.leader not in self.alive or not outside:
+            return False
+        new = self.rng.choice(outside)
+        behind = self.logs[new] != self.memory[: len(self.logs[new])] or len(self.logs[new]) < self.committed
+        if behind and self.sabotage != "in sync before it is":
+            return False
+        if self.synced[new] < len(self.durable) and self.sabotage != "in sync without what is durable":
+            return False
+        change = IsrChange(p.block, TOPIC_ID, p.leader_epoch, (*p.isr, new))
+        self.set(elections.alter_isr(self.view, p.leader, [change], self.alive))
+        return True
+
+    def prefer(self) -> bool:
+        view, failures = elections.elect(self.view, [("t", 0)], False, self.alive)
+        self.set(view)
+        return failures == [None]
+
+    def reboot(self) -> bool:
+        self.took["reboot with a loss"] += self.committed > len(self.durable)
+        self.alive = set()
+        self.memory = []
+        for replica in (0, 1, 2):
+            self.logs[replica] = self.logs[replica][: self.synced[replica]]
+        self.committed = 0
+        view = metadata.restarted(self.view, clean=False)
+        if self.sabotage == "the first to report leads":
+            view = elections.change_partitions(view, lambda _, p: msgspec.structs.replace(p, isr=p.replicas[:1]))
+        if self.sabotage == "epochs begin anew":
+            view = self.view = elections.change_partitions(view, lambda _, p: msgspec.structs.replace(p, leader_epoch=0))
+        self.set(view)
+        self.reports = {}
+        before = part(self.view).leader
+        order = [0, 1, 2]
+        self.rng.shuffle(order)
+        for broker in order:
+            self.alive.add(broker)
+            self.set(metadata.start_brokers(self.view, [broker]))
+            log = self.logs[broker]
+            self.reports.setdefault(0, {})[broker] = report(len(log), log[-1][0] if log else 0)
+            self.set(elections.elect_reported(self.view, self.reports, self.alive))
+        assert before == NO_LEADER
+        p = part(self.view)
+        assert p.leader != NO_LEADER, "all have reported"
+        self.memory = list(self.logs[p.leader])
+        assert self.memory[: len(self.durable)] == self.durable, "durable records are lost"
+        self.committed = len(self.durable)
+        self.durable = self.memory[: len(self.durable)]
+        return True
+
+
+def simulate(seed: int, steps: int = 150, sabotage: str = "") -> Counter[str]:
+    world = World(random.Random(seed), sabotage)
+    for _ in range(steps):
+        world.step()
+    return world.took
+
+
+def test_thousands_of_schedules_lose_nothing_and_take_every_turn() -> None:
+    took: Counter[str] = Counter()
+    for seed in range(3000):
+        try:
+            took += simulate(seed)
+        except AssertionError as exc:
+            raise AssertionError(f"seed {seed}: {exc}") from exc
+    print(dict(took))
+    assert all(took[name] for name in ("append", "copy", "sync", "kill", "start", "shrink", "grow", "prefer", "reboot", "cut", "reboot with a loss"))
+
+
+@pytest.mark.parametrize(
+    "sabotage",
+    [
+        "one replica commits",
+        "durable by the leader alone",
+        "in sync before it is",
+        "in sync without what is durable",
+        "the first to report leads",
+        "epochs begin anew",
+    ],
+)
+def test_a_planted_mistake_is_found_within_two_thousand_seeds(sabotage: str) -> None:
+    for seed in range(2000):
+        try:
+            simulate(seed, sabotage=sabotage)
+        except AssertionError as exc:
+            print(f"{sabotage}: seed {seed}: {exc}")
+            return
+    raise AssertionError(f"{sabotage} was not found")
