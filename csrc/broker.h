@@ -9,7 +9,6 @@
 #define SL_TICK_NS INT64_C(1000000)              /* while anything happens */
 #define SL_IDLE_TICK_NS INT64_C(100000000)       /* the tick doubles up to this */
 #define SL_RETRY_NS INT64_C(200000000)           /* a disk or a /dev/shm that refused is asked again after this */
-#define SL_RING_BUFFERS 48                       /* SL_DIR_SLOTS and what waits between two states */
 #define SL_EVENTS 256
 #define SL_FDS_A_PARTITION 3                     /* .log, .cells, and the segment it is copied from */
 #define SL_FDS_SPARE 16                          /* for all else that comes and goes: sockets, recovery, mapping a segment */

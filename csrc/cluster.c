@@ -27,7 +27,6 @@ struct sl_cluster {
     sl_table *partitions, *waits, *rows, *meters; /* meters: NULL without that object */
     uint32_t fork_generation;
     uint32_t idle_maps;
-    uint64_t mapped_bytes;
     pthread_mutex_t lock; /* of the cache below; never held over a wait */
     sl_map *maps[MAP_BUCKETS];
 };
@@ -162,9 +161,8 @@ int sl_cluster_open(const char *prefix, sl_cluster **out) {
     return SL_OK;
 }
 
-static void unmap(sl_cluster *c, sl_map *m) {
+static void unmap(sl_map *m) {
     munmap(m->segment, m->bytes);
-    c->mapped_bytes -= m->bytes;
     free(m);
 }
 
@@ -173,7 +171,7 @@ void sl_cluster_close(sl_cluster *c) {
     for (int b = 0; b < MAP_BUCKETS; b++)
         for (sl_map *m = c->maps[b], *next; m; m = next) {
             next = m->next;
-            if (m->users == 0) unmap(c, m); /* one in use is leased: it stays mapped for as long as the process lives */
+            if (m->users == 0) unmap(m); /* one in use is leased: it stays mapped for as long as the process lives */
         }
     detach(c);
 }
@@ -181,7 +179,6 @@ void sl_cluster_close(sl_cluster *c) {
 sl_control *sl_cluster_control(sl_cluster *c) { return c->control; }
 const char *sl_cluster_prefix(sl_cluster *c) { return c->prefix; }
 uint64_t sl_cluster_serial(sl_cluster *c) { return c->serial; }
-uint64_t sl_cluster_mapped_bytes(sl_cluster *c) { return c->mapped_bytes; }
 
 static void *table_entry(sl_table *t, uint32_t index, uint32_t max, uint64_t entry_bytes) {
     if (index >= max || index >= sl_load_acquire(&t->allocated)) return NULL; /* pairs with the release after posix_fallocate in shm.py */
@@ -280,7 +277,7 @@ static void evict_idle(sl_cluster *c) {
             if (m->users) { at = &m->next; continue; }
             *at = m->next;
             c->idle_maps--;
-            unmap(c, m);
+            unmap(m);
         }
 }
 
@@ -328,7 +325,6 @@ int sl_map_get(sl_cluster *c, uint32_t buffer, int writable, sl_map **out) {
             m->arena = (uint8_t *)p + arena_position;
             m->next = *bucket;
             *bucket = m;
-            c->mapped_bytes += bytes;
             *out = m;
         }
     }

@@ -69,7 +69,6 @@ uint32_t sl_cluster_partitions_used(sl_cluster *cluster);
 uint32_t sl_cluster_rows_used(sl_cluster *cluster);
 sl_meter *sl_cluster_meter(sl_cluster *cluster, uint32_t index);          /* NULL: not allocated */
 uint32_t sl_cluster_meters(sl_cluster *cluster);                          /* how many there are, 0 without the object */
-uint64_t sl_cluster_mapped_bytes(sl_cluster *cluster);
 
 /* ---- segments ---- */
 /* Layout of a segment object of `bytes` bytes: cell count, arena position and units. */

@@ -19,7 +19,6 @@
 /* cffi:begin */
 #define SL_LAYOUT_VERSION 1
 #define SL_DISK_VERSION 1
-#define SL_LINE_BYTES 128
 #define SL_UNIT_BYTES 64
 
 /* object kinds */

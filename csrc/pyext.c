@@ -728,8 +728,10 @@ static PyObject *sender_send(PyObject *op, PyObject *const *args, Py_ssize_t nar
         record.key_bytes = (uint32_t)PyBytes_Size(key);
     }
     if (!(d = delivery_new(topic, 1))) return NULL;
-    /* From here on no Python code runs before the append has happened. */
     Lanes *lanes = lanes_of(self, &owned);
+    /* From here on no Python code runs before the append has happened. In what was allocated above a finalizer may have, and with it another thread, which
+     * closed the producer: then its lanes are gone, and `here` does not know. */
+    if (sl_unlikely(self->generation != generation)) goto python;
     Lane *lane = lanes ? lane_of(lanes, topic) : NULL;
     if (!lane) goto python;
     Py_ssize_t n = partition_of(lane, given[4], key, record.value_bytes);
@@ -779,6 +781,7 @@ static PyObject *sender_send_many(PyObject *op, PyObject *const *args, Py_ssize_
     PyList_SetItem(list, 0, (PyObject *)d);
     if (!(result = PyObject_CallFunctionObjArgs(deliveries_type, list, NULL))) goto out;
     Lanes *lanes = lanes_of(self, &owned);
+    if (self->generation != generation) goto python; /* as in send() */
     Lane *lane = lanes ? lane_of(lanes, topic) : NULL;
     if (!lane) goto python;
     if (lanes->scratch_bytes < total) {
@@ -1211,8 +1214,7 @@ static PyObject *receiver_poll(PyObject *op, PyObject *const *args, Py_ssize_t n
     if (timeout) {
         if (!PyLong_CheckExact(timeout) && !PyFloat_CheckExact(timeout)) goto python;
         ms = PyFloat_AsDouble(timeout);
-        if (PyErr_Occurred()) { PyErr_Clear(); goto python; }
-        if (ms != ms) goto python; /* NaN: refused there */
+        if (PyErr_Occurred() || ms != ms) { PyErr_Clear(); goto python; }
         if (!(ms < 1e12)) ms = 1e12;
     }
     if (!enter(self)) goto python;

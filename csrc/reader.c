@@ -145,6 +145,7 @@ int sl_reader_seek(sl_reader *r, uint64_t offset) {
     if (r->cluster) leave_memory(r);
     leave_file(r);
     r->position = offset;
+    r->damage_end = 0;
     return SL_OK;
 }
 int sl_reader_directory(sl_reader *r, const char *dir) {
@@ -458,7 +459,10 @@ static int64_t poll_file(sl_reader *r, uint64_t end, budget *b) {
             }
             uint64_t before = r->position;
             int64_t shown = show_private_frame(frame, bytes, offset, count, h->leader_epoch, &r->position, b);
-            if (shown < 0) return b->used ? (int64_t)b->used : shown;
+            if (shown < 0) {
+                r->damage_end = offset + count;
+                return b->used ? (int64_t)b->used : shown;
+            }
             if (r->position < offset + count || r->position == before) return (int64_t)b->used;
             r->cell_at++;
         }

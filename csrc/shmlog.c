@@ -182,7 +182,21 @@ int shmlog_connect(const char *address, shmlog_cluster **out) {
 
 void shmlog_disconnect(shmlog_cluster *c) { if (c) cluster_put(c); }
 
-/* A row for a handle. The lock is held over the request: two threads that open handles at the same time take turns. */
+/* The pool has room for one more row, which is in use. */
+static int add_row(shmlog_cluster *c, uint32_t row, uint32_t kind) {
+    pthread_mutex_lock(&c->lock);
+    int fits = c->row_count < c->row_room;
+    if (!fits) {
+        size_t room = c->row_room ? 2 * c->row_room : 8;
+        pooled *more = realloc(c->rows, room * sizeof *more);
+        if (more) { c->rows = more; c->row_room = room; fits = 1; }
+    }
+    if (fits) c->rows[c->row_count++] = (pooled){row, kind, 1};
+    pthread_mutex_unlock(&c->lock);
+    return fits;
+}
+
+/* A row for a handle. The lock is not held over the request: whoever opens or closes another handle meanwhile has a timeout of his own, or none. */
 static int take_row(shmlog_cluster *c, uint32_t kind, int64_t deadline_ns, uint32_t *row) {
     char why[256] = "";
     pthread_mutex_lock(&c->lock);
@@ -193,21 +207,17 @@ static int take_row(shmlog_cluster *c, uint32_t kind, int64_t deadline_ns, uint3
             pthread_mutex_unlock(&c->lock);
             return SL_OK;
         }
-    int64_t rc = SL_OK;
-    if (c->row_count == c->row_room) {
-        size_t room = c->row_room ? 2 * c->row_room : 8;
-        pooled *more = realloc(c->rows, room * sizeof *more);
-        if (more) { c->rows = more; c->row_room = room; } else rc = SL_E_NOMEM;
-    }
-    if (rc == SL_OK) rc = sl_ask_row(c->core, kind, deadline_ns, why);
-    if (rc >= 0 && !sl_cluster_row(c->core, (uint32_t)rc)) rc = SL_E_DAMAGED;
-    if (rc >= 0) {
-        c->rows[c->row_count++] = (pooled){(uint32_t)rc, kind, 1};
-        *row = (uint32_t)rc;
-    }
     pthread_mutex_unlock(&c->lock);
-    if (rc >= 0) return SL_OK;
-    return request_failed(c, (int)rc, "registering", why);
+    int64_t rc = sl_ask_row(c->core, kind, deadline_ns, why);
+    if (rc >= 0 && !sl_cluster_row(c->core, (uint32_t)rc)) rc = SL_E_DAMAGED;
+    if (rc >= 0 && !add_row(c, (uint32_t)rc, kind)) {
+        uint32_t back = (uint32_t)rc;
+        sl_ask_unregister(c->core, &back, 1, sl_monotonic_ns() + END_NS);
+        rc = SL_E_NOMEM;
+    }
+    if (rc < 0) return request_failed(c, (int)rc, "registering", why);
+    *row = (uint32_t)rc;
+    return SL_OK;
 }
 
 static void give_row(shmlog_cluster *c, uint32_t row) {
@@ -586,7 +596,8 @@ int64_t shmlog_read(shmlog_consumer *c, shmlog_view *views, size_t max_views, in
                              (long long)sl_reader_position(c->reader), (long long)start, (long long)end);
         }
         if (n == SL_E_CORRUPT)
-            return fail(SL_E_CORRUPT, "%s-%u: the record at offset %lld is damaged", c->h.topic, c->h.partition, (long long)sl_reader_position(c->reader));
+            return fail(SL_E_CORRUPT, "%s-%u: offsets %lld to %lld are damaged or lost", c->h.topic, c->h.partition, (long long)sl_reader_position(c->reader),
+                        (long long)sl_reader_damage_end(c->reader) - 1);
         if (n < 0) return fail_code(&c->h, (int)n);
         if (timeout_ns <= 0) return 0;
         if (!deadline_ns) deadline_ns = deadline_of(timeout_ns);
@@ -643,6 +654,12 @@ int64_t shmlog_position(shmlog_consumer *c) {
     if (!c) return fail(SL_E_INVALID, "shmlog_position: the consumer is NULL");
     if (sl_cluster_check(c->h.core) < 0) return forked();
     return (int64_t)sl_reader_position(c->reader);
+}
+
+int64_t shmlog_damage_end(shmlog_consumer *c) {
+    if (!c) return fail(SL_E_INVALID, "shmlog_damage_end: the consumer is NULL");
+    if (sl_cluster_check(c->h.core) < 0) return forked();
+    return (int64_t)sl_reader_damage_end(c->reader);
 }
 
 int64_t shmlog_lag(shmlog_consumer *c) {

@@ -47,7 +47,7 @@ SHMLOG_API int shmlog_api_version(void); /* of the library that is loaded */
 #define SHMLOG_E_FENCED (-16)    /* the partition has no leader just now */
 #define SHMLOG_E_DELETED (-17)   /* the topic was deleted (and perhaps made anew): close, and open again if you mean the new one */
 #define SHMLOG_E_RANGE (-18)     /* the position is below the log's start (trimmed, dropped) or above its end: shmlog_seek() */
-#define SHMLOG_E_CORRUPT (-19)   /* the record at shmlog_position() is damaged: seek past it, or stop */
+#define SHMLOG_E_CORRUPT (-19)   /* the record at shmlog_position() is damaged or lost: seek to shmlog_damage_end(), or stop */
 #define SHMLOG_E_INVALID (-20)   /* an argument */
 #define SHMLOG_E_NOMEM (-21)
 #define SHMLOG_E_NO_SLOT (-22)   /* a table is full: more than 4,094 handles in the cluster, 8 loans of a producer, 16 tethers of a partition */
@@ -179,6 +179,8 @@ SHMLOG_API int64_t shmlog_seek(shmlog_consumer *consumer, int64_t offset);
 /* The same for the first record that is not older than timestamp_ns; the end if all are. _IO, _DELETED too. */
 SHMLOG_API int64_t shmlog_seek_time(shmlog_consumer *consumer, int64_t timestamp_ns);
 SHMLOG_API int64_t shmlog_position(shmlog_consumer *consumer); /* offset of the next record */
+/* After SHMLOG_E_CORRUPT: the offset behind all that is damaged or lost at the position, which may be many records; reading goes on from there. */
+SHMLOG_API int64_t shmlog_damage_end(shmlog_consumer *consumer);
 SHMLOG_API int64_t shmlog_lag(shmlog_consumer *consumer);      /* offsets between the position and the end that readers may see */
 
 /* Header `index` of a record: 1 and *out (pointing where it lies), 0 there is none, SHMLOG_E_CORRUPT. */

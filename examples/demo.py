@@ -215,11 +215,11 @@ def latencies() -> list[float]:
         for record in consumer:
             found.append((time.time_ns() - record.timestamp_ns) / 1000)
             if len(found) % 100 == 0:
-                progress("steady", len(found), LATENCY_S * LATENCY_RATE)
+                progress("latency", len(found), LATENCY_S * LATENCY_RATE)
             if len(found) == LATENCY_S * LATENCY_RATE:
                 break
     sender.join(DEADLINE_S)
-    progress("steady", 0, 0)
+    progress("latency", 0, 0)
     return sorted(found)
 
 

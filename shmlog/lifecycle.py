@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
 import shutil
 import socket
@@ -30,6 +31,7 @@ from shmlog.client.session import attach
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 60.0
+OUR_LOG = re.compile(r"(coordinator|spare|broker-\d+)\.log(\.1)?")
 END_TIMEOUT_S = 10.0  # for processes that said they end
 
 
@@ -221,7 +223,7 @@ def _compare(name: str, options: m.StartOptions) -> None:
         return
     differences = []
     if options.brokers is not None and options.brokers != len(view.brokers):
-        differences.append(f"{len(view.brokers)} brokers, not {options.brokers}")
+        differences.append(f"{len(view.brokers)} broker{'s' * (len(view.brokers) != 1)}, not {options.brokers}")
     if options.data_dirs is not None and options.data_dirs != view.data_dirs:
         differences.append(f"data in {', '.join(view.data_dirs) or 'memory only'}, not in {', '.join(options.data_dirs) or 'memory only'}")
     have, want = config.to_strings(config.cluster_config(view.config)), config.to_strings(config.cluster_config(options.config))
@@ -238,7 +240,8 @@ def _start(options: m.StartOptions, deadline: float, timeout: float) -> bool:
     try:
         log_fd = spare.open_log(options.state_dir, "spare")
     except OSError as exc:
-        raise errors.StorageError(f"{exc.filename}: {exc.strerror}", path=exc.filename) from None
+        hint = "name a place that can be written: `shmlog up --data DIR`"
+        raise errors.StorageError(f"{exc.filename}: {exc.strerror}", path=exc.filename, hint=hint) from None
     ready, ready_write = os.pipe2(os.O_CLOEXEC)
     try:
         child = subprocess.Popen(
@@ -477,7 +480,12 @@ def _wipe(directory: str) -> None:
         path = os.path.join(directory, entry)
         if entry.startswith(m.METADATA_FILE):
             os.unlink(path)
-        elif entry == "logs" or entry.startswith("broker-"):
+        elif entry == "logs":  # a name that others use too
+            for log in filter(OUR_LOG.fullmatch, os.listdir(path)):
+                os.unlink(os.path.join(path, log))
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+        elif re.fullmatch(r"broker-\d+", entry):
             shutil.rmtree(path)
     with contextlib.suppress(OSError):
         os.rmdir(directory)

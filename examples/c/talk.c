@@ -4,6 +4,8 @@
  *   seq 3 | ./talk produce numbers         appends a record for each line; the topic is made
  *   ./talk consume numbers 3               prints three records, waiting for them
  *
+ * After `make install-c` to /usr/local run `ldconfig` once. To a PREFIX of yours: export PKG_CONFIG_PATH=PREFIX/lib/pkgconfig LD_LIBRARY_PATH=PREFIX/lib
+ *
  * From Python the other end is `Consumer("numbers")` or `Producer().send("numbers", b"4")`; from a shell `shmlog consume numbers`. */
 #include <shmlog.h>
 #include <stdio.h>

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -41,21 +42,27 @@ ADVANCED_MAX = 256
 STOP_S = 5.0
 
 
+# What another process sends is checked by its types: out of these bounds it is nonsense, and dropped.
+U32 = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+Session = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+Offset = Annotated[int, msgspec.Meta(ge=0, lt=2**48)]
+
+
 class Follow(msgspec.Struct, array_like=True, tag=True):
-    session: int
-    block: int
-    leader_epoch: int
-    end_offset: int
-    durable_offset: int
-    last_epoch: int
+    session: Session
+    block: U32
+    leader_epoch: U32
+    end_offset: Offset
+    durable_offset: Offset
+    last_epoch: U32
 
 
 class Acked(msgspec.Struct, array_like=True):
-    session: int
-    block: int
-    leader_epoch: int
-    end_offset: int
-    durable_offset: int
+    session: Session
+    block: U32
+    leader_epoch: U32
+    end_offset: Offset
+    durable_offset: Offset
 
 
 class Acks(msgspec.Struct, array_like=True, tag=True):
@@ -65,11 +72,11 @@ class Acks(msgspec.Struct, array_like=True, tag=True):
 class Run(msgspec.Struct, array_like=True):
     """One run; its bytes are a further part of the message. sync: somebody waits for acks=disk. No bytes: only that."""
 
-    session: int
-    block: int
-    leader_epoch: int
+    session: Session
+    block: U32
+    leader_epoch: U32
     sync: bool
-    bytes: int
+    bytes: U32
 
 
 class Frames(msgspec.Struct, array_like=True, tag=True):
@@ -79,16 +86,16 @@ class Frames(msgspec.Struct, array_like=True, tag=True):
 class Cut(msgspec.Struct, array_like=True, tag=True):
     """The leader's log under `epoch` (the last it knows that is not above the follower's) ends at `end_offset`. begin: it has nothing below."""
 
-    session: int
-    block: int
-    epoch: int
-    end_offset: int
+    session: Session
+    block: U32
+    epoch: U32
+    end_offset: Offset
     begin: bool
 
 
 class NotLeader(msgspec.Struct, array_like=True, tag=True):
-    session: int
-    block: int
+    session: Session
+    block: U32
 
 
 _decoder = msgspec.msgpack.Decoder(Follow | Acks | Frames | Cut | NotLeader)
@@ -146,6 +153,7 @@ class Sender:
         self.wants_sync = False  # it could join the in-sync replicas, if only it had on disk what is durable
         self.unacked: deque[tuple[int, int]] = deque()  # (end offset, bytes) of what is under way
         self.unacked_bytes = 0
+        self.stalled_ns = 0  # what it needs next cannot be read here: not before
         self.caught_up_ns = monotonic_ns()
 
     def ack(self, end_offset: int, durable_offset: int) -> None:
@@ -240,7 +248,7 @@ class Replication(threading.Thread):
         self.end_out = ffi.new("uint64_t *")
         self.buffer = ffi.new("uint8_t[]", RUN_BYTES + 4096)
         self.to_sync = threading.Condition()
-        self.syncer = threading.Thread(target=self._sync_files, name="shmlog-rsync", daemon=True)
+        self.syncer = threading.Thread(target=self._or_end, args=(self._sync_files,), name="shmlog-rsync", daemon=True)
         self.transport = transport.Transport(config.run_dir(cluster), broker_id, broker_epoch)
         self.router = self.transport.router
         self.dealers: dict[int, tuple[int, transport.Socket]] = {}  # leader -> (its epoch, the socket)
@@ -253,9 +261,8 @@ class Replication(threading.Thread):
         if wait:
             self.commands.append(done.set)
         os.eventfd_write(self.wake, 1)
-        while wait and not done.wait(0.1):
-            if not self.is_alive():
-                raise RuntimeError("the replication thread has ended")
+        if wait:
+            done.wait()  # that thread ends with the process
 
     def brokers(self, epochs: dict[int, int], lag_ms: int) -> None:
         def change() -> None:
@@ -292,10 +299,12 @@ class Replication(threading.Thread):
                 if known.leaving and self.broker_id not in role.isr:
                     self._cut_to_durable(known)
                 return
+            fresh = self.following[role.block] = Following(role)
             if known is not None:
                 known.close()
-            self.following[role.block] = Following(role)
-            self._follow(self.following[role.block])
+                if known.leaving and self.broker_id in role.isr:  # not forgotten over a change of leader
+                    fresh.leaving, fresh.durable_offset = True, known.durable_offset
+            self._follow(fresh)
 
         self._do(change)
 
@@ -327,6 +336,17 @@ class Replication(threading.Thread):
     # === the loop ======================================================================================================
 
     def run(self) -> None:
+        self._or_end(self._loop)
+
+    def _or_end(self, body: Callable[[], None]) -> None:
+        """A broker that leads and follows without this thread would be worse than none: the coordinator starts another."""
+        try:
+            body()
+        except BaseException:
+            self.log(f"replication dies, and the broker with it:\n{traceback.format_exc()}")
+            os._exit(1)
+
+    def _loop(self) -> None:
         self.syncer.start()
         replica_fd = lib.sl_broker_replica_eventfd(self.broker)
         poller = transport.Poller()
@@ -407,6 +427,9 @@ class Replication(threading.Thread):
     def _push(self, leading: Leading, sender: Sender, out: dict[bytes, tuple[list[Run], list[bytes]]], sync: bool = False) -> None:
         role = leading.role
         runs, parts = out.setdefault(sender.identity, ([], []))
+        if sender.stalled_ns and monotonic_ns() < sender.stalled_ns:
+            return
+        sender.stalled_ns = 0
         while sender.next_offset < leading.end_offset and sender.unacked_bytes < WINDOW_BYTES:
             n = lib.sl_fetch_run(
                 sender.fetch, sender.next_offset, leading.end_offset, role.leader_epoch, self.buffer, len(self.buffer), self.needed
@@ -417,7 +440,7 @@ class Replication(threading.Thread):
             if n <= 0:
                 if n < 0:
                     self.log(f"{role}: offset {sender.next_offset} cannot be read for a follower: {ffi.string(lib.sl_strerror(n)).decode()}")
-                    sender.unacked_bytes = WINDOW_BYTES  # until it asks again
+                    sender.stalled_ns = monotonic_ns() + ANSWER_NS
                 break
             head = ffi.cast("sl_run *", self.buffer)
             sender.next_offset = int(head.end_offset)
@@ -504,9 +527,9 @@ class Replication(threading.Thread):
     def _acked(self, identity: bytes, follower: int, ack: Acked, out: dict[bytes, tuple[list[Run], list[bytes]]]) -> None:
         leading = self.leading.get(ack.block)
         sender = leading.senders.get(follower) if leading else None
-        if leading is None or sender is None or leading.role.leader_epoch != ack.leader_epoch:
-            return
-        if sender.identity != identity or sender.session != ack.session:
+        known = leading is not None and sender is not None and leading.role.leader_epoch == ack.leader_epoch
+        if leading is None or sender is None or not known or sender.identity != identity or sender.session != ack.session:
+            self._send(identity, NotLeader(ack.session, ack.block))  # it believes to be served here: it has to ask again
             return
         if lib.sl_broker_acked(self.broker, ack.block, ack.leader_epoch, follower, ack.end_offset, ack.durable_offset) < 0:
             return

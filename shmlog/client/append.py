@@ -121,11 +121,13 @@ WAITING = frozenset(
 )
 
 
-def raise_append(thread: Thread, topic: str, partition: int, code: int, result: Any, waited_ms: float | None) -> NoReturn:
-    raise append_error(thread, topic, partition, code, result, waited_ms)
+def raise_append(thread: Thread, topic: str, partition: int, code: int, result: Any, waited_ms: float | None, expected: int | None = None) -> NoReturn:
+    raise append_error(thread, topic, partition, code, result, waited_ms, expected)
 
 
-def append_error(thread: Thread, topic: str, partition: int, code: int, result: Any, waited_ms: float | None) -> errors.ShmlogError:
+def append_error(
+    thread: Thread, topic: str, partition: int, code: int, result: Any, waited_ms: float | None, expected: int | None = None
+) -> errors.ShmlogError:
     """The exception for a result code, with its numbers. waited_ms: the time ran out."""
     where = f"{topic}-{partition}"
     place: dict[str, Any] = {"topic": topic, "partition": partition}
@@ -140,7 +142,8 @@ def append_error(thread: Thread, topic: str, partition: int, code: int, result: 
         return errors.MessageSizeTooLargeError(f"{where}: the record is larger than a segment can be", **place)
     if code == lib.SL_E_CONFLICT:
         end = int(result.offset)
-        return errors.OffsetConflictError(f"{where}: the end of the log is {end}, not what was expected", log_end_offset=end, **place)
+        message = f"{where}: the log ends at offset {end}, not at {expected}"
+        return errors.OffsetConflictError(message, expected_offset=expected, log_end_offset=end, **place)
     if code == lib.SL_E_DELETED:
         return errors.UnknownTopicIdError(f"topic {topic!r} was deleted", **place)
     if code == lib.SL_E_DISK_FULL:

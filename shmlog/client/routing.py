@@ -161,14 +161,16 @@ class Routing(Sender):
     def _append_slowly(self, thread: Thread, place: Place, record: Any, result: Any, code: int, expected_offset: int | None) -> None:
         """Goes on with an append that did not happen at once, in slices, up to max_block_ms. Raises, or has appended."""
         expected = expected_of(expected_offset)
-        self._wait_for(thread, place.topic, place.partition, code, result, lambda d: append(place.appender, record, expected, d, result))
+        self._wait_for(thread, place.topic, place.partition, code, result, lambda d: append(place.appender, record, expected, d, result), expected)
 
-    def _wait_for(self, thread: Thread, topic: str, partition: int, code: int, result: Any, attempt: Callable[[int], int]) -> None:
+    def _wait_for(
+        self, thread: Thread, topic: str, partition: int, code: int, result: Any, attempt: Callable[[int], int], expected: int | None = None
+    ) -> None:
         deadline = handle.deadline_of(None, self._max_block_ms)
         thread.waits += 1
         while code:
             if code not in WAITING:
-                raise_append(thread, topic, partition, code, result, None)
+                raise_append(thread, topic, partition, code, result, None, expected)
             now = time.monotonic_ns()
             if now >= deadline and code != lib.SL_E_INTR:
                 raise_append(thread, topic, partition, code, result, self._max_block_ms)

@@ -301,7 +301,8 @@ def _load(view: ClusterView) -> dict[int, int]:
 
 def _check_replication_factor(view: ClusterView, typed: config.TopicConfig, factor: int) -> None:
     if factor < 1 or factor > min(len(view.brokers), MAX_REPLICATION_FACTOR):
-        raise InvalidReplicationFactorError(f"replication factor {factor} is not possible with {len(view.brokers)} brokers")
+        brokers = f"{len(view.brokers)} broker{'s' * (len(view.brokers) != 1)}"
+        raise InvalidReplicationFactorError(f"replication factor {factor} is not possible with {brokers}")
     if factor > 1 and not (typed.shmlog_spill and view.data_dirs):
         raise InvalidReplicationFactorError(
             f"replication factor {factor}: a topic that lives in memory alone has one copy, which survives every process",

@@ -505,7 +505,7 @@ def add_partitions(name: str, count: int) -> None:
 @click.option("-p", "--partition", type=click.IntRange(min=0), metavar="P", help="Only this partition.")
 @click.option("--unclean", is_flag=True, help="Where no in-sync replica lives, let any lead; what only the others had is lost.")
 def elect(names: tuple[str, ...], partition: int | None, unclean: bool) -> None:
-    """Give partitions back to their first replica, if it is in sync."""
+    """Give partitions back to their first replica. It must be in sync."""
     if partition is not None and not names:
         raise click.UsageError("-p needs the name of a topic")
     with _admin() as admin:
@@ -536,7 +536,7 @@ def broker() -> None:
 
 @broker.command("list", examples=("shmlog broker list", "shmlog broker list --json"))
 def list_brokers() -> None:
-    """Each broker with its process, its directory, and the partitions it leads and follows."""
+    """Each broker: its process, directory and partitions."""
     with _admin() as admin:
         brokers = admin.describe_cluster()["brokers"]
         partitions = [p for t in admin.describe_topics() for p in t["partitions"]]
@@ -818,7 +818,7 @@ def run(role: str) -> None:
     click.get_current_context().exit(cluster.run(settings().name, role))
 
 
-@cli.command("bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@cli.command("bench", short_help="Measure it beside other ways.", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:
     """Latency and throughput of ways to get bytes from one process to another here, with shmlog among them: a table, JSON and a page."""

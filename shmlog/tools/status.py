@@ -442,7 +442,7 @@ def lines(status: dict[str, Any], bold: Any = str, red: Any = str, dim: Any = st
         yield ""
         rows = [("PROCESS", "PID", "STATE", "")]
         for p in status["processes"]:
-            note = f"{p['rows']} rows" if "rows" in p else f"epoch {p['broker_epoch']}" if p["role"] == "broker" else ""
+            note = f"{p['rows']} row{'s' * (p['rows'] != 1)}" if "rows" in p else f"epoch {p['broker_epoch']}" if p["role"] == "broker" else ""
             rows.append((_process_name(p) if p["role"] != "client" else "client", str(p["pid"]), "starting" if p.get("starting") else p["state"], note))
         yield from table(rows, bold, right=(1,), mark=lambda row: red if row[2] in ("dead", "stopped") else None)
 

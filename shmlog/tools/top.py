@@ -40,7 +40,8 @@ class Look:
             owner = int(meter.owner)
             if owner:
                 seen = ((index, int(meter.claims)), int(meter.position), int(meter.records), ffi.unpack(meter.counts, BUCKETS))
-                self.meters.setdefault(owner & 0xFFFFFFFF, []).append(seen)
+                if (meter.owner, meter.claims) == (owner, seen[0][1]):  # else it changed hands meanwhile, perhaps for another partition's
+                    self.meters.setdefault(owner & 0xFFFFFFFF, []).append(seen)
         start = f"{address.namespace}/" if address.namespace else ""
         self.partitions: dict[tuple[str, int], dict[str, Any]] = {}
         for name in sorted(self.view.topics):
@@ -160,7 +161,7 @@ def run(address: config.Address, interval_s: float, count: int | None, wait: Cal
 def rate(n: float) -> str:
     """Per second, in four or five characters."""
     if n < 1000:
-        return f"{n:.0f}" if n >= 10 or n == 0 else f"{n:.1f}"
+        return f"{n:.0f}" if n >= 10 or n == int(n) else f"{n:.1f}"
     for unit in ("k", "M", "G"):
         n /= 1000
         if n < 999.5:
@@ -287,9 +288,15 @@ def show(address: config.Address, interval_s: float, count: int | None) -> None:
         from rich.console import Console
     except ImportError:
         rich = None  # type: ignore[assignment]
-    if rich is None or not sys.stdout.isatty():
+    if not sys.stdout.isatty():
         for seen in run(address, interval_s, count):
             print(plain_line(seen), flush=True)
+        return
+    if rich is None:
+        print("a line an interval; q leaves; for a whole screen pip install 'shmlog[rich]'", file=sys.stderr)
+        with _Keys() as keys:
+            for seen in run(address, interval_s, count, keys.wait):
+                print(plain_line(seen), flush=True)
         return
     console = Console()
     history: dict[tuple[str, int], list[float]] = {}

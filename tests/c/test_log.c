@@ -617,6 +617,25 @@ static void a_record_that_claims_rows_is_damage_and_not_views_of_other_memory(vo
     close_partition();
 }
 
+/* Who skips damage by it would skip right records, all up to where the reader stood before. */
+static void where_damage_ends_is_not_known_from_before_a_seek(void) {
+    open_partition(0, SL_SEGMENT_MIN_BYTES);
+    sl_appender *a;
+    sl_reader *r;
+    CHECK_EQ(sl_appender_open(c, 0, block, fixture_topic_id, &a), 0);
+    CHECK_EQ(sl_reader_open(c, 1, block, fixture_topic_id, NULL, &r), 0);
+    sl_record record = record_of("value", 5);
+    sl_append_result result;
+    for (int i = 0; i < 10; i++) CHECK_EQ(sl_append(a, &record, -1, SOON, &result), 0);
+    sl_view v[10];
+    CHECK_EQ(sl_reader_poll(r, v, 10, UINT64_MAX, 1), 10);
+    CHECK_EQ(sl_reader_seek(r, 3), 0);
+    CHECK_EQ(sl_reader_damage_end(r), 4);
+    sl_reader_close(r);
+    sl_appender_close(a);
+    close_partition();
+}
+
 static void a_recycler_stopped_over_the_deletion_of_its_topic_comes_to_an_end(void) {
     open_partition(0, SL_SEGMENT_MIN_BYTES);
     sl_partition *p = sl_cluster_partition(c, block);
@@ -770,6 +789,7 @@ int main(void) {
     RUN(headers_that_cannot_be_right_are_codes_and_never_a_crash);
     RUN(a_dtype_of_any_length_that_may_be_written_is_read_from_memory);
     RUN(a_record_that_claims_rows_is_damage_and_not_views_of_other_memory);
+    RUN(where_damage_ends_is_not_known_from_before_a_seek);
     RUN(a_dead_rows_segment_is_unlinked_and_never_reused);
     RUN(full_and_raise_is_an_error_and_not_a_wait);
     RUN(a_recycler_stopped_anywhere_holds_up_one_buffer_and_not_the_ring);

@@ -330,6 +330,65 @@ static void append_for_ever(void) {
     }
 }
 
+/* A producer that writes into what it has published: the record is refused, named, and can be passed. */
+static void pass_damage(void) {
+    shmlog_producer *p = producer_of(topic);
+    append(p, "before");
+    shmlog_record r = {.value_bytes = 100};
+    shmlog_loan l;
+    REQUIRE_CODE(shmlog_loan_take(p, &r, WAIT, &l), 0);
+    char *scribble = l.value;
+    memset(scribble, 0, 100);
+    REQUIRE_CODE(shmlog_loan_publish(p, &l, &r, SHMLOG_ANYWHERE, WAIT), 1);
+    append(p, "after");
+    scribble[5] = 1;
+    shmlog_consumer *c = consumer_of(topic, SHMLOG_START);
+    shmlog_view v[4];
+    REQUIRE_CODE(shmlog_read(c, v, 4, WAIT), 1);
+    REQUIRE(is(&v[0], "before"));
+    REQUIRE_CODE(shmlog_read(c, v, 4, WAIT), SHMLOG_E_CORRUPT);
+    REQUIRE(strstr(shmlog_error(), "offsets 1 to 1 are damaged or lost"));
+    REQUIRE_CODE(shmlog_position(c), 1);
+    REQUIRE_CODE(shmlog_damage_end(c), 2);
+    REQUIRE_CODE(shmlog_seek(c, shmlog_damage_end(c)), 2);
+    REQUIRE_CODE(shmlog_read(c, v, 4, WAIT), 1);
+    REQUIRE(is(&v[0], "after"));
+    shmlog_consumer_close(c);
+    shmlog_producer_close(p);
+}
+
+static void *open_for_ever(void *id) {
+    shmlog_consumer *c;
+    __atomic_store_n((pid_t *)id, gettid(), __ATOMIC_RELEASE);
+    shmlog_consumer_open(cluster, topic, 0, SHMLOG_START, 0, SHMLOG_FOREVER, &c);
+    return NULL;
+}
+static int sleeps(pid_t thread) {
+    char path[64], state = 0;
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", (int)thread);
+    FILE *f = fopen(path, "r");
+    if (!f) return 0;
+    if (fscanf(f, "%*d (%*[^)]) %c", &state) != 1) state = 0;
+    fclose(f);
+    return state == 'S';
+}
+/* While one thread waits for a coordinator that does not answer, another opens within its own timeout, and closes. The test has stopped them all. */
+static void wait_beside_a_request(void) {
+    shmlog_producer *p = producer_of(topic), *other;
+    append(p, "x");
+    puts("open");
+    fflush(stdout);
+    getchar();
+    alarm(60);
+    pthread_t thread;
+    pid_t id = 0;
+    pthread_create(&thread, NULL, open_for_ever, &id);
+    while (!__atomic_load_n(&id, __ATOMIC_ACQUIRE) || !sleeps(id)) {} /* in the request */
+    REQUIRE_CODE(shmlog_producer_open(cluster, topic, 0, 0, 0, &other), SHMLOG_E_TIMEOUT);
+    shmlog_producer_close(p);
+    exit(0);
+}
+
 /* Disconnects, and lives on. */
 static void live_on(void) {
     shmlog_consumer *c[3];
@@ -350,7 +409,8 @@ int main(int argc, char **argv) {
     static const struct { const char *name; void (*run)(void); } scenarios[] = {
         {"conflict", conflict}, {"loan", loan}, {"headers", headers}, {"print_headers", print_headers}, {"seek", seek}, {"wait_and_wake", wait_and_wake},
         {"after_fork", after_fork}, {"refusals", refusals}, {"durable", durable}, {"read_until_told", read_until_told}, {"append_for_ever", append_for_ever},
-        {"live_on", live_on}};
+        {"live_on", live_on}, {"pass_damage", pass_damage},
+        {"wait_beside_a_request", wait_beside_a_request}};
     REQUIRE(argc == 3);
     topic = argv[2];
     REQUIRE_CODE(shmlog_connect(NULL, &cluster), 0);

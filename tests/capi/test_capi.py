@@ -171,7 +171,7 @@ def test_loans_are_published_whole_truncated_or_not_at_all(shmlog_cluster: Any, 
     assert [(r.key, r.value) for r in read("t", 3)] == [(b"k", b"x" * 99_999), (b"k", b"the last"), (b"k", b"")]
 
 
-@pytest.mark.parametrize("scenario", ["conflict", "seek", "wait_and_wake", "after_fork", "refusals", "durable"])
+@pytest.mark.parametrize("scenario", ["conflict", "seek", "wait_and_wake", "after_fork", "refusals", "durable", "pass_damage"])
 def test_scenario_in_c(shmlog_cluster: Any, installed: Installed, calls: Path, scenario: str) -> None:
     installed.run(calls, scenario, "t")
 
@@ -269,6 +269,23 @@ def test_rows_are_given_back_with_the_last_handle_while_the_program_lives_on(shm
             assert process.stdout.readline() == "closed\n"
             assert session.request(messages.DescribeCluster()).rows == before
             process.stdin.write("\n")
+
+
+def test_a_thread_that_waits_for_the_coordinator_holds_up_no_other(installed: Installed, calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Cluster() as cluster:
+        monkeypatch.setenv("SHMLOG_CLUSTER", cluster.name)
+        send_one()
+        with installed.start(calls, "wait_beside_a_request", "t", stdin=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stdout.readline() == "open\n"
+            stopped = [pid for role in ("spare", "standby", "coordinator") if (pid := cluster.pid(role))]
+            try:
+                for pid in stopped:
+                    os.kill(pid, signal.SIGSTOP)
+                _, err = process.communicate("\n", timeout=DEADLINE_S)
+            finally:
+                for pid in stopped:
+                    os.kill(pid, signal.SIGCONT)
+        assert process.returncode == 0, err
 
 
 def kill_everything(cluster: Cluster) -> None:

@@ -199,6 +199,50 @@ def test_threads_send_through_one_producer_while_it_is_closed(here: Any) -> None
     assert here.consumer().end_offsets([TopicPartition("t", 0)])[TopicPartition("t", 0)] == sum(sent)
 
 
+CLOSED_WITHIN = """
+import gc, sys, threading
+from shmlog import Producer, errors
+
+address, call = sys.argv[1:]
+producer = Producer(bootstrap_servers=address)
+gc.disable()
+kept = [producer.send("t", b"v") for _ in range(600)]  # no dead Delivery is left to be used again: the next send allocates one
+
+class Closing:
+    def __del__(self):
+        thread = threading.Thread(target=producer.close)
+        thread.start()
+        thread.join()
+
+cycle = Closing()
+cycle.itself = cycle
+del cycle
+values = [b"v", b"w"]
+try:
+    gc.enable()
+    producer.send("t", b"v") if call == "send" else producer.send_many("t", values)
+except errors.ClosedError:
+    print("closed")
+else:
+    print("sent")
+"""
+
+
+@pytest.mark.parametrize("call", ["send", "send_many"])
+def test_a_send_during_which_a_finalizer_lets_another_thread_close_the_producer_ends_before_or_after_that(here: Any, call: str) -> None:
+    here.topic("t")
+    done = python(CLOSED_WITHIN, here.address, call, SHMLOG_BINDING=_binding.name, PYTHONMALLOC="debug")  # what was freed is overwritten
+    assert done.returncode == 0 and done.stdout in ("closed\n", "sent\n"), done
+
+
+def test_a_timeout_that_is_no_number_is_refused_and_not_waited_for(here: Any) -> None:
+    here.topic("t")
+    c = here.consumer("t")
+    c.poll()  # the first poll is Python's by either binding
+    with pytest.raises(ValueError, match="NaN"):
+        c.poll(timeout_ms=float("nan"))
+
+
 WAITING = """
 import sys, threading
 from shmlog import Consumer, TopicPartition

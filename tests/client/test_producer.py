@@ -137,7 +137,8 @@ def test_compare_and_append(here: Any) -> None:
     assert p.send("t", b"b", partition=0, expected_offset=1).offset == 1
     with pytest.raises(errors.OffsetConflictError) as caught:
         p.send("t", b"c", partition=0, expected_offset=1)
-    assert caught.value.log_end_offset == 2
+    assert (caught.value.expected_offset, caught.value.log_end_offset) == (1, 2)
+    assert str(caught.value) == "t-0: the log ends at offset 2, not at 1"
     with pytest.raises(errors.OffsetConflictError):
         p.send("t", b"c", partition=0, expected_offset=5)
     assert p.send("t", b"c", partition=0, expected_offset=2).offset == 2

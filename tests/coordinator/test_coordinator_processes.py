@@ -55,7 +55,7 @@ def test_up_twice_is_a_no_op_and_down_leaves_nothing(cluster: Cluster) -> None:
 
 def test_up_with_other_options_names_the_difference(cluster: Cluster) -> None:
     cluster.start(config={"num.partitions": "3"})
-    with pytest.raises(errors.InvalidConfigurationError, match=r"1 brokers, not 2; data in .*memory only; num\.partitions=3, not 4"):
+    with pytest.raises(errors.InvalidConfigurationError, match=r"1 broker, not 2; data in .*memory only; num\.partitions=3, not 4"):
         cluster.start(brokers=2, data_dirs=[], config={"num.partitions": "4"})
     assert not cluster.start(config={"num.partitions": 3})
 
@@ -101,9 +101,12 @@ def test_topics_survive_down_and_up(cluster: Cluster) -> None:
 
 def test_down_with_wipe_removes_our_files_and_only_those(cluster: Cluster) -> None:
     cluster.start()
-    (cluster.data / "notes.txt").write_text("mine")
+    mine = [cluster.data / name for name in ("notes.txt", "logs/web.log", "broker-notes/a")]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
     lifecycle.stop_cluster(cluster.name, wipe=True)
-    assert [path.name for path in cluster.data.iterdir()] == ["notes.txt"]
+    assert sorted(path for path in cluster.data.rglob("*") if path.is_file()) == sorted(mine)
 
 
 def test_what_cannot_be_written_is_counted_and_kept_unless_forced(cluster: Cluster) -> None:

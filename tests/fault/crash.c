@@ -502,6 +502,7 @@ int main(int argc, char **argv) {
         if (dead && leader) start_broker(0);
         if (role == CLEANER) { if (!dead) { CHECK(waitpid(victim, &status, 0) == victim && status == 0); forget(victim); } clean(0); }
     } else if (role == PRODUCER) pids[0] = 0; /* reaped above */
+    else if (role == CLEANER) clean(0); /* it came too late for the taint: the segment was out of the directory, and the words are for later */
     if (leader && (dead || role == RECOVERY)) await_broker();
 
     /* ---- all come to their end ---- */

@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import zmq
 
-from shmlog import Admin, Cluster, Consumer, NewTopic, Producer, TopicPartition, errors, shm
+from shmlog import Admin, Cluster, Consumer, NewTopic, Producer, TopicPartition, config, errors, shm
 from tests.replication.conftest import DEADLINE_S, Partition, until
 
 
@@ -324,3 +326,37 @@ def test_a_lagging_consumer_reads_on_at_the_new_leader(cluster: Cluster) -> None
         finally:
             os.close(fd)
     assert seen == [b"%06d" % n for n in range(2500)]
+
+
+def test_nonsense_on_the_socket_of_a_leader_is_dropped_and_replication_goes_on(cluster: Cluster) -> None:
+    make("t")
+    partition = Partition(cluster, "t")
+    leader = partition.leader
+    block = 0
+    with Producer(acks="all") as producer:
+        producer.send("t", b"0").result(DEADLINE_S)
+        paths = list(Path(config.run_dir(cluster.name)).glob(f"r{leader}-*"))
+        assert len(paths) == 1
+        context = zmq.Context()
+        try:
+            for identity in (b"2.1", b"no number", b"7.7"):
+                rogue = context.socket(zmq.DEALER)
+                rogue.setsockopt(zmq.IDENTITY, identity + b".rogue")
+                rogue.setsockopt(zmq.LINGER, 1000)
+                rogue.connect(f"ipc://{paths[0]}")
+                for message in (
+                    b"", b"\xff" * 100, b"\x93", msgspec.msgpack.encode(["Follow", 1, block, 1, -5, 0, 0]), msgspec.msgpack.encode(["Nothing"]),
+                    msgspec.msgpack.encode(["Follow", 2**62 - 1, block, 1, 2**48 - 1, 2**48 - 1, 2**32 - 1]),
+                    msgspec.msgpack.encode(["Acks", [[2**62 - 1, block, 1, 2**48 - 1, 0]]]),
+                    msgspec.msgpack.encode(["Frames", [[1, block, 1, True, 4000]]]),
+                ):  # fmt: skip
+                    rogue.send_multipart([message, b"more"])
+                rogue.close()
+        finally:
+            context.term()
+        pid = cluster.pid("broker", leader)
+        for n in range(1, 50):
+            assert producer.send("t", b"%d" % n).result(DEADLINE_S).offset == n
+    assert cluster.pid("broker", leader) == pid
+    partition.wait_isr(3)
+    assert read_all("t", 50) == [b"%d" % n for n in range(50)]

@@ -444,7 +444,7 @@ def test_the_tour(private: Any) -> None:
 def test_up_with_other_options_than_it_runs_with_exits_1_with_the_difference(private: Any) -> None:
     private("up", "--data", "none", "-c", "num.partitions=3")
     assert private("up", "-c", "num.partitions=3").code == 0
-    for arguments, words in ((["--brokers", "2"], "1 brokers, not 2"), (["-c", "num.partitions=4"], "num.partitions=3, not 4")):
+    for arguments, words in ((["--brokers", "2"], "1 broker, not 2"), (["-c", "num.partitions=4"], "num.partitions=3, not 4")):
         result = private("up", *arguments)
         assert result.code == 1 and words in one_line(result)
     result = private("produce", "t", "--acks", "disk", "--json", input=b"x\n")
