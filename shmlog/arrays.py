@@ -96,13 +96,18 @@ def is_array(value: object) -> bool:
 
 
 def contiguous(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The array in C order and one piece: itself if it is so, else a copy. Rejects dtypes that hold Python objects."""
+    """The array in C order and one piece: itself if it is so, else a copy. Rejects dtypes that hold Python objects, and masks, which would be lost.
+    A subclass becomes its ndarray: what callers do with it (reshape, view, len) may mean something else to the subclass, as to numpy.matrix."""
+    import numpy as np
+
+    if type(array) is not np.ndarray:
+        if isinstance(array, np.ma.MaskedArray):
+            raise IllegalArgumentError("a masked array's mask does not travel with it; send array.filled(), or data and mask as two records")
+        array = array.view(np.ndarray)
     if array.dtype.hasobject:
         text_of(array.dtype)  # raises
     if array.flags.c_contiguous:
         return array
-    import numpy as np
-
     return np.ascontiguousarray(array) if array.ndim else array.copy()
 
 

@@ -33,7 +33,15 @@ from shmlog import messages as m
 from shmlog._ffi import check, ffi, lib, raise_code
 from shmlog.broker import recovery, retention
 from shmlog.clock import MS, NS, monotonic_ns, wall_ns
-from shmlog.errors import IllegalStateError, OffsetOutOfRangeError, ShmlogError, StorageError, StorageFullError, UnknownTopicOrPartitionError
+from shmlog.errors import (
+    IllegalStateError,
+    OffsetOutOfRangeError,
+    ShmlogError,
+    ShmSpaceError,
+    StorageError,
+    StorageFullError,
+    UnknownTopicOrPartitionError,
+)
 
 if TYPE_CHECKING:
     from shmlog.broker.replication import Replication, Role
@@ -557,7 +565,7 @@ class Broker:
             self.failed[view.block] = (monotonic_ns() + NS, why)
             if partition.words is not None:  # for clients, status and verify: until sl_broker_add() succeeds nobody else writes it
                 partition.words.storage_errno = getattr(exc, "errno", None) or 0
-                partition.words.storage_state = lib.SL_STORAGE_DISK_ERROR
+                partition.words.storage_state = lib.SL_STORAGE_SHM_FULL if isinstance(exc, ShmSpaceError) else lib.SL_STORAGE_DISK_ERROR
             return
         if self.failed.pop(view.block, None):
             log(f"{partition} is taken over after all")

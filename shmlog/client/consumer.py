@@ -360,7 +360,7 @@ class Consumer(Fetching):
         self.close()
 
     def __del__(self) -> None:
-        if not getattr(handle, "exiting", True) and getattr(self, "_generation", handle.CLOSED) == handle.generation:
+        if not getattr(handle, "exiting", True) and getattr(self, "_generation", handle.CLOSED) == handle.generation and not self._session.forked():
             self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from shmlog._binding import fast
 from shmlog._ffi import lib
 from shmlog.client.cluster_view import alive
-from shmlog.errors import BrokerNotRunningError, ClosedError, ForkedProcessError, StorageError
+from shmlog.errors import BrokerNotRunningError, ClosedError, ForkedProcessError, ShmSpaceError, StorageError
 
 SLICE_NS = 100_000_000
 DEAD_NS = 5_000_000_000
@@ -56,8 +56,11 @@ def refuse(made_in: int, what: str) -> NoReturn:
 
 
 def deadline_of(timeout: float | None, default_ms: float) -> int:
-    """An absolute monotonic time in ns: `timeout` seconds from now, or default_ms."""
-    return time.monotonic_ns() + int(default_ms * 1_000_000 if timeout is None else timeout * 1_000_000_000)
+    """An absolute monotonic time in ns: `timeout` seconds from now, or default_ms. At most 31 years, for C takes 64 bits."""
+    ms = default_ms if timeout is None else timeout * 1000
+    if ms != ms:
+        raise ValueError("a timeout is a number, not NaN")
+    return time.monotonic_ns() + int(max(0, min(ms, 1e12)) * 1_000_000)
 
 
 # --- the cluster's death -----------------------------------------------------------------------------------------------
@@ -80,11 +83,20 @@ def check_cluster(cluster: Any, name: str) -> None:
 
 
 def check_files(cluster: Any, view: Any, topic: str, partition: int) -> None:
-    """Raises StorageError for a partition that is not open because its broker cannot take over its files: then nobody knows where the log ends."""
+    """Raises StorageError for a partition that is not open because its broker cannot take over its files: then nobody knows where the log ends. And
+    ShmSpaceError for one that is not open because there is no memory for it."""
     if view is None:
         return
     words = lib.sl_cluster_partition(cluster, view.partitions[partition].block)
-    if (not words.cur or words.cur >> 40 & 1) and words.storage_state == lib.SL_STORAGE_DISK_ERROR:
+    if words.cur and not words.cur >> 40 & 1:
+        return
+    if words.storage_state == lib.SL_STORAGE_SHM_FULL:
+        room = os.statvfs("/dev/shm")
+        free = room.f_bavail * room.f_frsize
+        raise ShmSpaceError(
+            f"{topic}-{partition}: no room in shared memory for its first segment: {free} bytes free", free_bytes=free, topic=topic, partition=partition
+        )
+    if words.storage_state == lib.SL_STORAGE_DISK_ERROR:
         raise StorageError(
             f"{topic}-{partition}: its broker cannot open its files",
             topic=topic, partition=partition, hint="`shmlog logs broker` says why; the files are kept as they are, and opening is tried again",

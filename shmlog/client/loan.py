@@ -174,7 +174,7 @@ class Loan:
             raise errors.ShmlogError("the loan's memory is not mapped")  # cannot be: the loan itself holds it
 
         def let_go(_: Any) -> None:
-            if not getattr(handle, "exiting", True) and made_in == handle.generation:
+            if not getattr(handle, "exiting", True) and made_in == handle.generation and not session.forked():
                 lib.sl_buffer_drop(cluster, buffer_id)
                 session.close()
 

@@ -174,7 +174,7 @@ class Leases:
         return ffi.gc(ffi.cast("char *", low), let_go, nbytes)
 
     def _release(self, lease: int, nbytes: int) -> None:
-        if self.made_in != handle.generation:
+        if self.made_in != handle.generation or self.session.forked():
             return  # in a forked child: the parent's pin covers this memory and is the parent's to end
         lib.sl_lease_release(self.cluster, self.row, lease)
         with self._lock:
@@ -184,6 +184,8 @@ class Leases:
                 self._end()
 
     def close(self) -> None:
+        if self.session.forked():
+            return
         with self._lock:
             if self._closed:
                 return

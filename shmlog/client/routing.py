@@ -166,8 +166,7 @@ class Routing(Sender):
     def _wait_for(
         self, thread: Thread, topic: str, partition: int, code: int, result: Any, attempt: Callable[[int], int], expected: int | None = None
     ) -> None:
-        start = time.monotonic_ns()
-        deadline = start + int(self._max_block_ms * 1_000_000)
+        deadline = handle.deadline_of(None, self._max_block_ms)
         thread.waits += 1
         while code:
             if code not in WAITING:

@@ -67,6 +67,8 @@ class _Link(Attachment):
             return pool.pop()
 
     def give_row(self, row: int, kind: int) -> None:
+        if self.pid != os.getpid():
+            return  # see Session.forked()
         with self.rows_lock:
             if row in self.registered:
                 self.rows.setdefault(kind, []).append(row)
@@ -188,19 +190,24 @@ class Session:
 
     def close(self) -> None:
         """Gives up this use; the last one gives back the rows and unmaps."""
+        if self.forked():
+            return
         with _links_lock:
             if self._closed:
                 return
             self._closed = True
             link = self._link
-            if link.pid != os.getpid():
-                return
             link.users -= 1
             if link.users:
                 return
             if _links.get(link.name) is link:
                 del _links[link.name]
         link.end()
+
+    def forked(self) -> bool:
+        """Whether this is a child of who opened it. For finalizers: they may run inside os.fork(), before handle.generation has grown, and a lock that
+        another thread held then is never released."""
+        return self._link.pid != os.getpid()
 
     def _check(self) -> None:
         if self._link.pid != os.getpid():

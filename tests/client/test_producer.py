@@ -17,6 +17,7 @@ import pytest
 
 from shmlog import Consumer, Producer, RecordMetadata, TopicPartition, errors
 from shmlog._ffi import lib
+from shmlog.client import session
 from shmlog.partitioner import partition_for_key
 
 Take = Callable[[Consumer, int], list[Any]]
@@ -526,6 +527,78 @@ def test_a_forked_child_may_not_use_it_and_the_parent_may(here: Any) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert d.done
     assert p.send("t", b"z").offset == 1
+
+
+def test_a_fork_does_not_wait_for_locks_that_other_threads_hold(here: Any) -> None:
+    """The interpreter ends what the other threads own inside os.fork(), in the child, before any hook of ours has run there."""
+    p = here.producer()
+    local = threading.local()
+    sent, held, end = threading.Event(), threading.Event(), threading.Event()
+
+    def own() -> None:
+        p.send("t", b"a row of this thread's own")
+        local.consumer = Consumer("t", bootstrap_servers=here.address)
+        local.consumer.fileno()
+        sent.set()
+        end.wait()
+
+    def hold() -> None:
+        with session._links_lock, p._session._link.rows_lock:
+            held.set()
+            end.wait()
+
+    threads = [threading.Thread(target=own, daemon=True), threading.Thread(target=hold, daemon=True)]
+    threads[0].start()
+    assert sent.wait(20)
+    fifo = [name for name in os.listdir(p._session.run_dir) if name.startswith("w")]
+    threads[1].start()
+    assert held.wait(20)
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    try:
+        deadline = time.monotonic() + 20
+        while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
+            pass
+        if not ended[0]:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert ended == (child, 0)
+        assert [name for name in os.listdir(p._session.run_dir) if name.startswith("w")] == fifo  # the consumer's, which is the parent's
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_subclass_of_ndarray_arrives_as_its_data_or_is_refused(here: Any, take: Take) -> None:
+    p = here.producer()
+    matrix = np.arange(6).reshape(2, 3).view(np.matrix)
+    p.send("t", matrix, key=matrix)
+    p.send_many("t", matrix)
+    whole, *rows = take(here.consumer("t"), 3)
+    assert np.array_equal(whole.array(), [[0, 1, 2], [3, 4, 5]])
+    assert whole.key == matrix.tobytes()
+    assert [row.array().tolist() for row in rows] == [[0, 1, 2], [3, 4, 5]]
+    masked = np.ma.array([1, 2], mask=[False, True])
+    for call in (lambda: p.send("t", masked), lambda: p.send_many("t", masked)):
+        with pytest.raises(errors.IllegalArgumentError, match="mask"):
+            call()
+
+
+def test_a_timeout_may_be_infinite_and_is_not_nan(here: Any) -> None:
+    with here.producer(delivery_timeout_ms=float("inf"), max_block_ms=float("inf"), acks="disk") as p:
+        p.send("t", b"x").result()
+        p.flush(float("inf"))
+        p.flush(1e300)
+        with pytest.raises(ValueError, match="NaN"):
+            p.flush(float("nan"))
+    c = here.consumer("t")
+    assert c.poll(float("inf"))
+    assert c.poll(float("-inf")) == {}
+    assert c.poll(0) == {}  # by the extension now, if there is one
+    with pytest.raises(ValueError, match="NaN"):
+        c.poll(float("nan"))
 
 
 def test_it_pickles_as_a_recipe(here: Any) -> None:

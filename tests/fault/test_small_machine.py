@@ -109,6 +109,34 @@ def test_a_dev_shm_of_8_MiB_gives_an_error_with_numbers_and_never_a_signal(tmp_p
     )
 
 
+def test_a_new_topic_that_dev_shm_has_no_room_for_is_an_error_of_memory_and_comes_when_there_is(tmp_path: Path) -> None:
+    in_namespace(
+        "mount -t tmpfs -o size=16m tmpfs /dev/shm",
+        """
+        with Cluster(), Producer(max_block_ms=3000) as producer:
+            producer.send("old", b"x").result()
+            with open("/dev/shm/stranger", "wb") as stranger:
+                while (free := os.statvfs("/dev/shm").f_bavail * 4096) > 8192:
+                    stranger.write(bytes(min(65536, free - 8192))); stranger.flush()
+            try:
+                for _ in range(300):
+                    producer.send("old", bytes(10_000))  # takes what is left, also by segments of its own that come free
+            except errors.ShmSpaceError:
+                pass
+            try:
+                print(producer.send("new", b"y"))
+            except errors.ShmSpaceError as error:
+                assert any(c.isdigit() for c in str(error)), error
+            os.unlink("/dev/shm/stranger")
+            def sent():
+                try: return producer.send("new", b"y")
+                except errors.ShmSpaceError: return None
+            until(sent, "room again")
+        """,
+        tmp_path,
+    )
+
+
 def test_a_full_log_disk_loses_nothing_and_resumes_when_it_is_freed(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     in_namespace(
