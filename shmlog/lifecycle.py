@@ -272,7 +272,7 @@ def _start(options: m.StartOptions, deadline: float, timeout: float) -> bool:
         _reap(child.pid, 5.0)
         prefix = shm.prefix(options.cluster)
         if shm.identity(shm.object_name(prefix, "control")) is None:
-            shutil.rmtree(config.run_dir(options.cluster), ignore_errors=True)
+            shm.remove_run_dir(config.run_dir(options.cluster))
         if outcome is None or outcome.failure is None:
             raise errors.BrokerNotRunningError(f"the cluster died while starting: {_last_line(options.state_dir)}")
         m.raise_failure(outcome.failure)
@@ -399,7 +399,7 @@ def discard(name: str) -> None:
     try:
         _mark_down(prefix)
         shm.remove_cluster(prefix)
-        shutil.rmtree(config.run_dir(name), ignore_errors=True)
+        shm.remove_run_dir(config.run_dir(name))
     finally:
         if lock_fd >= 0:
             os.close(lock_fd)  # its file is gone: whoever waits for it, unseen by us, ends

@@ -9,8 +9,10 @@ Python maps nothing: objects are written and read through their fd (Python's mma
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import struct
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -277,6 +279,17 @@ def remove_cluster(prefix: str, keep: Iterable[str] = ()) -> int:
     control = object_name(prefix, "control")
     found = [name for name in names(prefix) if name not in kept]
     return sum(unlink(name) for name in sorted(found, key=lambda name: name != control))
+
+
+def remove_run_dir(directory: str) -> None:
+    """Takes a run directory away in one step: whoever waits for its lock makes it anew at once, and what he makes is not removed with the old one."""
+    above, name = os.path.split(directory.rstrip("/"))
+    gone = f".{name}.gone."
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(directory.rstrip("/"), os.path.join(above, f"{gone}{os.getpid()}"))
+    for left in os.listdir(above):  # also of one who was killed here
+        if left.startswith(gone):
+            shutil.rmtree(os.path.join(above, left), ignore_errors=True)
 
 
 def used_bytes(prefix: str) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -146,3 +149,22 @@ def test_a_cluster_is_listed_and_removed_without_touching_its_neighbour(prefix: 
         assert shm.names(neighbour) == [f"{neighbour}.v1"]
     finally:
         shm.remove_cluster(neighbour)
+
+
+def test_a_run_directory_that_is_made_anew_while_the_old_one_goes_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    directory = tmp_path / "shmlog.0.c"
+    directory.mkdir()
+    (directory / "start.lock").touch()
+    (tmp_path / ".shmlog.0.c.gone.1").mkdir()  # of one who was killed over it
+    remove = shutil.rmtree
+
+    def meanwhile(path: str, **options: Any) -> None:
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir()  # by `up`, which had waited for the lock
+            (directory / "start.lock").touch()
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", meanwhile)
+    shm.remove_run_dir(f"{directory}/")
+    assert [path.name for path in tmp_path.rglob("*")] == ["shmlog.0.c", "start.lock"]
+    shm.remove_run_dir(f"{tmp_path}/nothing/")

@@ -134,4 +134,4 @@ class Shutdown:
         if view is not None and view.temporary:
             for directory in {*view.data_dirs, view.state_dir}:
                 shutil.rmtree(directory, ignore_errors=True)
-        shutil.rmtree(self.run_dir, ignore_errors=True)
+        shm.remove_run_dir(self.run_dir)
