@@ -2,7 +2,7 @@
  *
  * The payload is written first, into arena bytes that only this producer can reference (a chunk); then one 64-bit CAS of the complete descriptor into
  * the first empty cell gives the record its place, its dense offset and its visibility at once. Stopped or killed at any instruction, a producer leaves a
- * complete record or nothing: no hole to repair, nobody blocked. The steps are those of append_protocol.md, their names those of tests/models/.
+ * complete record or nothing: no hole to repair, nobody blocked. The steps are those of tests/models/PROTOCOL.md, their names those of the models there.
  *
  *   who writes what            who reads it              ordered by                            if the writer dies
  *   chunk bytes: its taker     readers of the cell       plain, before cell_cas                nobody references them

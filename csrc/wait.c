@@ -1,7 +1,7 @@
 /* Sleeping and waking between processes.
  *
  * A sleeper is a row. It owns a futex word (sl_row.wake) and one bit in the bitmap of every partition it waits for, so one sleep covers many
- * partitions. Protocol (append_protocol steps 34-36, modelled in tests/models/wakeup.pml):
+ * partitions. Protocol (steps 34-36 of tests/models/PROTOCOL.md, modelled in wakeup.pml there):
  *
  *   sleeper: s = ++wake; sleeping = how; set own bit everywhere (sc); look again (sc); futex_wait(wake, s); clear own bits
  *   waker:   make the thing true (sc: a CAS); load the bitmap (sc); for each bit: ++wake of that row, futex_wake

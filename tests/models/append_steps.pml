@@ -1,4 +1,4 @@
-/* Steps of a producer: attach, append, seal, rotate (append_protocol.md 1-12). Included inside the do-loop of a process. */
+/* Steps of a producer: attach, append, seal, rotate (PROTOCOL.md 1-12). Included inside the do-loop of a process. */
 #ifndef LOAN
 #define SEALED u = 0; pc = rotate_load_dir
 #elif defined(W_LOAN)

@@ -1,4 +1,4 @@
-/* (i) Leader change and fencing (append_protocol.md 29-33): sl_log_fence() and sl_log_open_epoch() in log.c, as built, while producers append, seal and rotate.
+/* (i) Leader change and fencing (PROTOCOL.md 29-33): sl_log_fence() and sl_log_open_epoch() in log.c, as built, while producers append, seal and rotate.
  *
  * Leaders have epochs 1 .. NL. The first is open at the start; each spills, syncs, moves the words, publishes ahead and recycles for as long as it lives and has
  * not heard that it is fenced. Everybody may be stopped and resumed at any step (interleaving); -DKILLS=n leaders, and with -DPKILL the first producer, may be killed.

@@ -1,4 +1,4 @@
-/* Steps of whoever recycles a segment, a producer or the broker (append_protocol.md 13-19, but claimed by anybody).
+/* Steps of whoever recycles a segment, a producer or the broker (PROTOCOL.md 13-19, but claimed by anybody).
  * The claim is a CAS on the header word {r, *, LIVE} -> {r, me, HELD}: exclusive, and free of ABA because a number never comes back.
  * -DASBUILT has publish() of log.c where that does less (append.pml says what). -DDIRCLAIM has it in the directory word instead, as first designed. The next buffer number is chosen after the buffer is in hand. */
 

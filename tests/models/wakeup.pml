@@ -1,4 +1,4 @@
-/* (g) Waiting and waking (append_protocol.md 34-36).
+/* (g) Waiting and waking (PROTOCOL.md 34-36).
  *
  * Shows: a consumer that sleeps is woken for every record, whatever the interleaving; a producer killed between its append and its wake loses
  *   nothing once the death notice has made the broker wake all (-DKILLS); a producer stopped there hides at most its own last record, and any
