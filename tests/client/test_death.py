@@ -57,7 +57,7 @@ def test_with_all_processes_dead_sends_go_on_and_waits_say_so(cluster: Cluster, 
         start = time.monotonic()
         with pytest.raises(errors.NoBrokersAvailable):
             Producer()
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 20 * 0.1  # 100 ms are promised
         with pytest.raises(errors.NoBrokersAvailable):
             p.send("new-topic", b"x")
 
