@@ -657,7 +657,8 @@ int sl_reader_tether(sl_reader *r, int on) {
     }
     if (r->tether >= 0) return SL_OK;
     if (!r->number && (rc = locate(r)) < 0) return rc;
-    uint64_t number = r->number ? r->number : 1;
+    uint64_t number = r->number ? r->number : 1, cur = sl_cur_number(sl_load_sc(&r->p->cur));
+    if (cur >= SL_DIR_SLOTS && number <= cur - SL_DIR_SLOTS) number = cur - SL_DIR_SLOTS + 1; /* older ones have no place in the directory any more */
     unpin(r);
     for (int i = 0; i < SL_TETHERS; i++) {
         uint64_t none = 0, word = ((uint64_t)(r->row_index + 1) << 40) | number;
