@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ import shmlog
 from shmlog import Admin, Cluster, Consumer, NewTopic, Producer, TopicPartition, messages
 from shmlog._ffi import lib
 from shmlog.client.session import attach
+from tests.processes import kill_all
 
 ROOT = Path(__file__).parent.parent.parent
 PREFIX = "/opt/shmlog"
@@ -290,11 +290,8 @@ def test_a_thread_that_waits_for_the_coordinator_holds_up_no_other(installed: In
 
 def kill_everything(cluster: Cluster) -> None:
     """Also what is started in place of what was killed, until nobody is left to do so."""
-    roles = ("spare", "standby", "coordinator", "broker")
-    while pids := [pid for role in roles if (pid := cluster.pid(role))]:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    while not kill_all(cluster.name):
+        pass
 
 
 def test_cluster_whose_processes_are_dead_is_told_at_once(installed: Installed, talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

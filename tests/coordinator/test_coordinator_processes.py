@@ -364,7 +364,12 @@ def test_a_standby_that_came_after_the_memory_was_removed_begins_nothing(cluster
     for name in shm.names(cluster.prefix):
         shm.unlink(name)
     late = fork_coordinator(cluster, 2)
-    until(lambda: any(os.readlink(fd).endswith("/lock") for fd in Path(f"/proc/{late}/fd").iterdir()), "it to ask for the lock")
+    def asks() -> bool:
+        with contextlib.suppress(FileNotFoundError):  # closed since the directory was read
+            return any(os.readlink(fd).endswith("/lock") for fd in Path(f"/proc/{late}/fd").iterdir())
+        return False
+
+    until(asks, "it to ask for the lock")
     cluster.kill(active, standby)
     until(lambda: not shmlog_processes(cluster), "nobody to be left")
     assert shm.names(cluster.prefix) == []

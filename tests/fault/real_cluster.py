@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -20,6 +19,7 @@ from workers import NOTE
 
 from shmlog import Consumer, TopicPartition
 from shmlog.testing import history
+from tests.processes import kill_all
 
 WORKERS = Path(__file__).with_name("workers.py")
 
@@ -114,14 +114,7 @@ class RealCluster:
     def kill_everything(self) -> None:
         """Until nobody is left: those that live start others meanwhile."""
 
-        def dead() -> bool:
-            alive = {p["pid"] for p in self.status()["processes"] if p["role"] != "client" and p["state"] != "dead"}
-            for pid in alive:
-                with contextlib.suppress(ProcessLookupError):  # it ended since we looked
-                    os.kill(pid, signal.SIGKILL)
-            return not alive
-
-        until(dead, "all processes to be dead")
+        until(lambda: kill_all(self.name), "all processes to be dead")
 
     def worker(self, *arguments: object) -> subprocess.Popen[bytes]:
         process = subprocess.Popen([sys.executable, str(WORKERS), *map(str, arguments)])

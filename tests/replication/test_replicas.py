@@ -17,6 +17,7 @@ import pytest
 import zmq
 
 from shmlog import Admin, Cluster, Consumer, NewTopic, Producer, TopicPartition, config, errors, shm
+from tests.processes import kill_all
 from tests.replication.conftest import DEADLINE_S, Partition, until
 
 
@@ -140,14 +141,7 @@ def test_all_brokers_are_killed_and_nothing_is_lost(cluster: Cluster) -> None:
 def reboot(cluster: Cluster) -> None:
     """All processes die and the memory is gone, as after a power cut; what is on disk is there."""
 
-    def all_dead() -> bool:  # those that live start others meanwhile
-        living = [(role, n) for role in ("spare", "coordinator", "standby", "broker") for n in range(3) if cluster.pid(role, n)]
-        for role, n in living:
-            with contextlib.suppress(errors.IllegalStateError):
-                cluster.kill(role, n)
-        return not living
-
-    until(all_dead, "everybody to be dead")
+    until(lambda: kill_all(cluster.name), "everybody to be dead")
     shm.remove_cluster(shm.prefix(cluster.name))
     shutil.rmtree(f"/dev/shm/{shm.prefix(cluster.name)[1:]}", ignore_errors=True)
     cluster._stopped = True
