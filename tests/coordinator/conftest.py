@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Cluster:
         self.data = data
         self.prefix = shm.prefix(name)
         self.sessions: list[Session] = []
+        self.copies: deque[Any] = deque(maxlen=64)
 
     def start(self, brokers: int | None = None, **options: Any) -> bool:
         return lifecycle.start_cluster(self.name, brokers, options.pop("data_dirs", [str(self.data)]), options.pop("config", None), **options)
@@ -45,7 +47,9 @@ class Cluster:
 
     @property
     def control(self) -> Any:
-        return shm.read_control(self.prefix)[1]
+        """A copy. Its parts (`control.processes`) do not keep it alive, so the last ones are kept here."""
+        self.copies.append(shm.read_control(self.prefix)[1])
+        return self.copies[-1]
 
     def process(self, role: int, id: int = 0) -> tuple[int, int]:
         """(pid, start ticks) of whoever lives in this role; (0, 0) nobody."""

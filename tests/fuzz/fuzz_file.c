@@ -227,7 +227,7 @@ static int64_t append(input *in, sl_file *file, uint64_t base, int special) {
         uint64_t value = end + i;
         uint8_t *to = frames + 128 * i;
         sl_record r = {.producer_id = -1, .value = (uint8_t *)&value, .value_bytes = 8};
-        int64_t bytes = sl_frame_build(to, &r, ns + (int64_t)(i % 7), 1, 0);
+        int64_t bytes = sl_frame_build(to, &r, (int64_t)((uint64_t)ns + i % 7), 1, 0);
         if (!apart) { memmove(frames + 64 * i, to, 64); to = frames + 64 * i; }
         pieces[i] = (sl_file_piece){.frame = to, .frame_bytes = (uint32_t)bytes, .rel = (uint32_t)(value - base), .crc32c = sl_crc32c(0, to, (size_t)bytes),
                                     .count = 1, .type = SL_CELL_DATA};
