@@ -44,7 +44,7 @@ def feed(seconds: float, kill: bool) -> Round:
 
         def during() -> None:
             if kill:
-                time.sleep(seconds / 2)
+                time.sleep(seconds / 2)  # the plan of this measurement: the broker dies half-way
                 peer._cluster.kill("broker", 0)
 
         ends: list[tuple[str, dict[str, Any]]] = [("clock", {"core": core(0), "gaps_ns": gaps}), ("watch", {"core": core(1), "most": len(gaps)})]

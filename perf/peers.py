@@ -48,6 +48,8 @@ class Task:
 
 
 class Sender:
+    """What an adapter fills in, a reader's own of `--adapter` too; what it leaves out it must not name in `can`."""
+
     def send(self, value: bytes) -> None:
         raise NotImplementedError
 
@@ -1145,7 +1147,7 @@ class Sqlite(Peer):
 
             def receive_many(self) -> Any:
                 while not (rows := connection.execute("SELECT id, value FROM log WHERE id > ? ORDER BY id LIMIT 4096", (self.at,)).fetchall()):
-                    time.sleep(0.0001)
+                    time.sleep(0.0001)  # it has nothing to wait on
                 self.at = rows[-1][0]
                 return [value for _, value in rows]
 
@@ -1220,7 +1222,7 @@ class Lmdb(Peer):
                     if found:
                         self.at += len(found)
                         return found
-                    time.sleep(0.0001)
+                    time.sleep(0.0001)  # it has nothing to wait on
 
             def receive(self) -> Any:
                 for value in self.ready:

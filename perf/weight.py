@@ -67,7 +67,7 @@ def one(idle_s: float) -> dict[str, float]:
             after_kib = shm_kib(name)
             pss = sum(map(pss_kib, pids)) / 1024
             begin, ticks = time.monotonic(), sum(map(cpu_ticks, pids))
-            time.sleep(idle_s)
+            time.sleep(idle_s)  # the thing measured: what an idle cluster uses in this time
             cpu = 100 * (sum(map(cpu_ticks, pids)) - ticks) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - begin)
         finally:
             shmlog("down", "--cluster", name, "--wipe")

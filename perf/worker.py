@@ -215,7 +215,7 @@ def clock(peer: Any, options: dict[str, Any]) -> Role:
         send(value)
     sender.flush()
     end = now()
-    time.sleep(0.01)
+    time.sleep(0.01)  # after the measured time: a peer that drops when full can empty its queue before the end mark
     sender.send(b"\xff" * 8)
     sender.flush()
     yield {"sent": len(due), "late": late, "begin_ns": begin, "end_ns": end}
