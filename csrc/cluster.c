@@ -33,9 +33,23 @@ struct sl_cluster {
 
 /* Grows in each forked child: a cheap "am I still the process that opened this?" */
 static uint32_t fork_generation;
-static void after_fork_in_child(void) { fork_generation++; }
+
+/* The writable segments of all clusters. A forked child does not inherit them: it would go on writing when its parent is dead and the segment lives another
+ * life. It gets private zeros in their place, so that the array of a loan that it inherited takes writes that nobody sees, instead of killing it. The lock is
+ * held over a fork, or the child might find the list half linked. */
+static pthread_mutex_t writable_lock = PTHREAD_MUTEX_INITIALIZER;
+static sl_map *writable_maps;
+static void before_fork(void) { pthread_mutex_lock(&writable_lock); }
+static void after_fork(void) { pthread_mutex_unlock(&writable_lock); }
+static void after_fork_in_child(void) {
+    fork_generation++;
+    for (const sl_map *m = writable_maps; m; m = m->next_writable) /* refused where something else is there by now: then it is not ours to replace */
+        mmap(m->segment, m->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+    writable_maps = NULL;
+    pthread_mutex_unlock(&writable_lock);
+}
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
-static void register_fork_handler(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+static void register_fork_handler(void) { pthread_atfork(before_fork, after_fork, after_fork_in_child); }
 
 int sl_cluster_check(sl_cluster *c) { return c->fork_generation == fork_generation ? SL_OK : SL_E_FORKED; }
 
@@ -162,6 +176,13 @@ int sl_cluster_open(const char *prefix, sl_cluster **out) {
 }
 
 static void unmap(sl_map *m) {
+    if (m->writable) {
+        pthread_mutex_lock(&writable_lock);
+        sl_map **at = &writable_maps;
+        while (*at != m) at = &(*at)->next_writable;
+        *at = m->next_writable;
+        pthread_mutex_unlock(&writable_lock);
+    }
     munmap(m->segment, m->bytes);
     free(m);
 }
@@ -314,7 +335,6 @@ int sl_map_get(sl_cluster *c, uint32_t buffer, int writable, sl_map **out) {
             if (rc == SL_OK) rc = SL_E_DAMAGED;
         } else {
             uint32_t arena_position;
-            if (writable) madvise(p, bytes, MADV_DONTFORK);
             m->segment = p;
             m->bytes = bytes;
             m->buffer = buffer;
@@ -323,6 +343,13 @@ int sl_map_get(sl_cluster *c, uint32_t buffer, int writable, sl_map **out) {
             sl_segment_geometry(bytes, &m->cell_count, &arena_position, &m->arena_units);
             m->cells = sl_segment_cells(p);
             m->arena = (uint8_t *)p + arena_position;
+            if (writable) {
+                pthread_mutex_lock(&writable_lock);
+                madvise(p, bytes, MADV_DONTFORK);
+                m->next_writable = writable_maps;
+                writable_maps = m;
+                pthread_mutex_unlock(&writable_lock);
+            }
             m->next = *bucket;
             *bucket = m;
             *out = m;

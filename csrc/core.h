@@ -422,7 +422,7 @@ typedef struct sl_map {            /* a mapped segment; cached by buffer id, cou
     uint32_t pad;
     uint64_t *cells;
     uint8_t *arena;
-    struct sl_map *next;
+    struct sl_map *next, *next_writable; /* of its bucket; of the process */
 } sl_map;
 /* Maps a buffer (or finds it) and counts one use. Validates header and geometry once: afterwards map->bytes bounds every position. */
 int sl_map_get(sl_cluster *cluster, uint32_t buffer, int writable, sl_map **out);

@@ -529,6 +529,23 @@ def test_a_forked_child_may_not_use_it_and_the_parent_may(here: Any) -> None:
     assert p.send("t", b"z").offset == 1
 
 
+def test_a_child_forked_inside_a_loan_may_touch_its_array_and_changes_nothing(here: Any) -> None:
+    p = here.producer()
+    with p.loan("t", shape=1000, dtype="<u8") as loan:
+        loan.array[:] = 7
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                before = int(loan.array.sum())  # zeros: the log's memory stays with the parent
+                loan.array[:] = 9
+                code = 0 if (before, int(loan.array.sum())) == (0, 9000) else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert next(here.consumer("t")).array().tolist() == [7] * 1000
+
+
 def test_a_fork_does_not_wait_for_locks_that_other_threads_hold(here: Any) -> None:
     """The interpreter ends what the other threads own inside os.fork(), in the child, before any hook of ours has run there."""
     p = here.producer()
