@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from shmlog import Admin, Cluster, Consumer, NewTopic, Producer, TopicPartition,
 from shmlog._ffi import lib
 from shmlog.client.session import attach
 from tests.processes import kill_all
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent.parent
 PREFIX = "/opt/shmlog"
@@ -84,14 +83,6 @@ def read(topic: str, n: int) -> list[Any]:
 def send_one() -> None:
     with Producer() as producer:
         producer.send("t", b"x")
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
-        threading.Event().wait(0.005)
-    return value
 
 
 # --- what is installed -------------------------------------------------------------------------------------------------

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,8 @@ import pytest
 
 from shmlog import lifecycle, proc, shm
 from shmlog.client.session import Session, attach
-
-DEADLINE_S = 30.0  # turns a hang into a failure; what is waited for takes milliseconds
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Waits for a condition. Polling is the test's, not a sleep that a slow machine could outrun."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for: {what}"
-        time.sleep(0.001)
-    return value
+from tests.processes import kill_all
+from tests.waiting import until
 
 
 class Cluster:
@@ -92,5 +82,6 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         for session in cluster.sessions:
             session.close()
         lifecycle.discard(cluster.name)
+        until(lambda: kill_all(cluster.name), "everything to be dead")  # one that a failed test has stopped may stand in no table
         left = [name for name in os.listdir(shm.DIRECTORY) if cluster.name in name]
         assert not left, f"left in /dev/shm: {left}"

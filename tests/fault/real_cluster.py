@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 import zlib
@@ -20,17 +19,9 @@ from workers import NOTE
 from shmlog import Consumer, TopicPartition
 from shmlog.testing import history
 from tests.processes import kill_all
+from tests.waiting import until
 
 WORKERS = Path(__file__).with_name("workers.py")
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
-    """Waits for a condition; a hang becomes a failure that names it."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        threading.Event().wait(0.005)  # between two looks at the condition, so that those we wait for have the CPU
-    return value
 
 
 def noted(value: bytes) -> int:
@@ -126,3 +117,4 @@ class RealCluster:
             worker.kill()
             worker.wait()
         self.command("down", "--wipe", "--force", check=False)
+        self.kill_everything()  # one that a failed test has stopped may stand in no table

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import programs
 import pytest
-from real_cluster import RealCluster, check_histories, until
+from real_cluster import RealCluster, check_histories
 from workers import Ledger
 
 from shmlog import Admin, NewTopic
+from tests.waiting import until
 
 BROKERS = ("spill_", "sync_", "ring_", "add_", "file_", "fence_cas", "open_")
 # Only after what these tests do not do to files; tests/fault/crash.c and tests/c/test_file.c do.

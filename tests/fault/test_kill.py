@@ -12,11 +12,12 @@ import uuid
 from pathlib import Path
 
 import pytest
-from real_cluster import RealCluster, check_histories, until
+from real_cluster import RealCluster, check_histories
 from workers import NOTE, Ledger
 
 from shmlog import Admin, Consumer, NewTopic, Producer, TopicPartition
 from shmlog._ffi import lib
+from tests.waiting import until
 
 READY = lib.SL_OBJECT_READY.to_bytes(4, "little")  # bytes 92 to 95 of an object
 

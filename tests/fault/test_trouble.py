@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_cluster import RealCluster, Sends, check_histories, until
+from real_cluster import RealCluster, Sends, check_histories
 
 from shmlog import Admin, Cluster, Consumer, NewTopic, Producer, TopicPartition, config, errors, lifecycle, shm
 from shmlog._ffi import ffi
+from tests.waiting import until
 
 T0 = TopicPartition("t", 0)
 AT_ONCE_S = 0.1 * 20  # what is promised in 100 ms, on a machine with other work

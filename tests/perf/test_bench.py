@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from shmlog.bench import histogram, targets
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent.parent
 DEADLINE_S = 300
@@ -50,13 +50,6 @@ def marked(mark: str) -> list[str]:
         except OSError:
             pass
     return found
-
-
-def until(condition: Any, what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} within {DEADLINE_S} s"
-        time.sleep(0.02)
 
 
 def test_the_folder_perf_is_the_package_shmlog_bench() -> None:

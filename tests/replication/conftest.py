@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,9 @@ import pytest
 
 from shmlog import Admin, Cluster
 from shmlog.broker import recovery
+from tests.waiting import until
 
 DEADLINE_S = 60.0  # turns a hang into a failure; what is waited for takes milliseconds
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for: {what}"
-        time.sleep(0.005)  # between two looks; those we wait for need the CPU
-    return value
 
 
 @pytest.fixture
