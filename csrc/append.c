@@ -214,12 +214,12 @@ static inline int publish(sl_hold *s, uint32_t type, uint32_t count, uint32_t un
 
 int sl_append(sl_appender *a, const sl_record *record, int64_t expected_offset, int64_t deadline_ns, sl_append_result *result) {
     sl_hold *s = &a->hold;
-    uint32_t value_position;
-    int64_t frame_bytes = sl_frame_measure(record, &value_position);
-    if (sl_unlikely(frame_bytes < 0)) return (int)frame_bytes;
+    sl_layout laid_out;
+    int bad = sl_frame_lay_out(record, 0, &laid_out);
+    if (sl_unlikely(bad < 0)) return bad;
     uint32_t flags = sl_load_relaxed(&s->p->flags), max = sl_load_relaxed(&s->p->max_message_bytes);
-    uint64_t payload = (uint64_t)record->headers_bytes + (record->key ? record->key_bytes : 0) + (record->value ? record->value_bytes : 0);
-    uint32_t units = (uint32_t)((frame_bytes + SL_UNIT_BYTES - 1) / SL_UNIT_BYTES);
+    uint64_t payload = (uint64_t)laid_out.headers_bytes + laid_out.key_bytes + (record->value ? laid_out.value_bytes : 0);
+    uint32_t units = (laid_out.frame_bytes + SL_UNIT_BYTES - 1) / SL_UNIT_BYTES;
     if (sl_unlikely(payload > max || units > SL_CELL_UNIT_MAX / 2)) { result->needed_bytes = payload; result->free_bytes = max; return SL_E_TOO_BIG; }
     uint32_t count = record->rows ? record->rows : 1;
     if (sl_unlikely(count > SL_CELL_MAX_COUNT)) return SL_E_INVALID;
@@ -236,7 +236,11 @@ int sl_append(sl_appender *a, const sl_record *record, int64_t expected_offset, 
         if (sl_likely(done)) {
             a->no_room_ns = 0;
             SL_FAILPOINT(payload_write);
-            sl_frame_build(s->map->arena + (uint64_t)unit * SL_UNIT_BYTES, record, timestamp_ns, 1, (flags & SL_PF_CRC_ALWAYS) != 0);
+            if (sl_unlikely((bad = (int)sl_frame_write(s->map->arena + (uint64_t)unit * SL_UNIT_BYTES, record, &laid_out, timestamp_ns, 1, (flags & SL_PF_CRC_ALWAYS) != 0)) < 0)) {
+                if (a->chunk_unit == unit + units) a->chunk_unit = unit;
+                sl_hold_drop(s);
+                return bad;
+            }
             done = publish(s, SL_CELL_DATA, count, unit, expected_offset, &offset);
             if (sl_likely(done == 1)) {
                 result->offset = offset;

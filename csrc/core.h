@@ -236,6 +236,14 @@ int64_t sl_views_copy(sl_view *views, size_t n, uint8_t *to, size_t capacity);
 #define SL_RECORD_LOAN 65536
 /* In sl_view.flags: a record of a batch whose `headers` are Kafka's own bytes (varint count, then varint-counted names and values, -1 null). */
 #define SL_VIEW_KAFKA_HEADERS 131072
+/* Where each part of a record's frame will stand. Who appends asks once, for what comes of it decides where the frame goes; then it is written. */
+typedef struct sl_layout {
+    uint32_t flags, extension_bytes, key_bytes, headers_bytes, value_bytes, value_position, frame_bytes;
+} sl_layout;
+/* value_there: as build's copy_value 0. SL_OK, SL_E_TOO_BIG, SL_E_INVALID. */
+int sl_frame_lay_out(const sl_record *record, int value_there, sl_layout *layout);
+/* As build, of a record that was laid out and has not changed since. */
+int64_t sl_frame_write(uint8_t *to, const sl_record *record, const sl_layout *layout, int64_t timestamp_ns, int copy_value, int crc_always);
 /* Bytes the frame of `record` takes, or SL_E_TOO_BIG / SL_E_INVALID; *value_position where its value begins. */
 int64_t sl_frame_measure(const sl_record *record, uint32_t *value_position);
 /* Builds it at `to` (64-byte aligned, measured). copy_value 0: the value is already there (loan). crc_always: cover payloads of any size. Returns frame_bytes. */

@@ -136,6 +136,14 @@ HARDWARE static uint32_t copy_hardware(uint32_t crc, void *to, const void *from,
     const uint8_t *p = from;
     uint8_t *t = to;
     uint64_t c = (uint32_t)~crc;
+    for (; bytes >= 32; p += 32, t += 32, bytes -= 32) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 32; i += 8) { /* unrolled, and word by word: a vector would go to the stack and back to be summed */
+            uint64_t w = load64(p + i);
+            memcpy(t + i, &w, 8);
+            c = crc_word(c, w);
+        }
+    }
     for (; bytes >= 8; p += 8, t += 8, bytes -= 8) {
         uint64_t w = load64(p);
         memcpy(t, &w, 8);

@@ -232,12 +232,17 @@ int64_t sl_frame_max_timestamp_ns(const uint8_t *frame) {
 
 /* ---- build ----------------------------------------------------------------------------------------------------------------------------- */
 
-typedef struct layout {
-    uint32_t flags, extension_bytes, key_bytes, headers_bytes, value_bytes, value_position, frame_bytes;
-} layout;
-
 /* The one place where a frame's layout is decided; both measure and build come here. */
-static inline int lay_out(const sl_record *r, int value_there, layout *l) {
+int sl_frame_lay_out(const sl_record *r, int value_there, sl_layout *l) {
+    /* Most records: a value of bytes, perhaps a key. What follows says the same of them, in three times as many instructions. */
+    if (sl_likely(r->value && r->value_bytes < SL_FRAME_ALIGN_MIN_BYTES && (r->kind | r->flags | r->rows) == 0 && r->producer_id < 0 && !r->headers && !r->dtype)) {
+        uint32_t key_bytes = r->key ? r->key_bytes : 0;
+        if (sl_likely(key_bytes < SL_FRAME_ALIGN_MIN_BYTES)) {
+            uint32_t at = SL_FRAME_HEADER_BYTES + key_bytes;
+            *l = (sl_layout){.key_bytes = key_bytes, .value_bytes = r->value_bytes, .value_position = at, .frame_bytes = at + r->value_bytes};
+            return SL_OK;
+        }
+    }
     if (sl_unlikely(r->kind & ~(uint32_t)SL_FF_KIND_MASK || r->flags & ~(uint32_t)(RECORD_FLAGS | SL_RECORD_LOAN))) return SL_E_INVALID;
     uint32_t kind = r->kind == SL_FF_RECORD && r->rows ? SL_FF_ARRAY : r->kind;
     uint32_t flags = kind | (r->flags & RECORD_FLAGS), extension = 0;
@@ -281,17 +286,21 @@ static inline int lay_out(const sl_record *r, int value_there, layout *l) {
 }
 
 int64_t sl_frame_measure(const sl_record *record, uint32_t *value_position) {
-    layout l;
-    int code = lay_out(record, 0, &l);
+    sl_layout l;
+    int code = sl_frame_lay_out(record, 0, &l);
     if (code != SL_OK) return code;
     if (value_position) *value_position = l.value_position;
     return l.frame_bytes;
 }
 
 int64_t sl_frame_build(uint8_t *to, const sl_record *record, int64_t timestamp_ns, int copy_value, int crc_always) {
-    layout l;
-    int code = lay_out(record, !copy_value, &l);
-    if (sl_unlikely(code != SL_OK)) return code;
+    sl_layout l;
+    int code = sl_frame_lay_out(record, !copy_value, &l);
+    return sl_unlikely(code != SL_OK) ? code : sl_frame_write(to, record, &l, timestamp_ns, copy_value, crc_always);
+}
+
+int64_t sl_frame_write(uint8_t *to, const sl_record *record, const sl_layout *laid_out, int64_t timestamp_ns, int copy_value, int crc_always) {
+    const sl_layout l = *laid_out;
     uint32_t value_bytes = l.value_bytes == SL_NULL_BYTES ? 0 : l.value_bytes;
     if (sl_unlikely(copy_value && value_bytes && !record->value)) return SL_E_INVALID;
     if (sl_unlikely((l.flags & SL_FF_KIND_MASK) == SL_FF_BATCH)) {
@@ -300,13 +309,12 @@ int64_t sl_frame_build(uint8_t *to, const sl_record *record, int64_t timestamp_n
     }
     uint32_t front = SL_FRAME_HEADER_BYTES + l.extension_bytes;
     int covered = crc_always || l.frame_bytes - front <= SL_FRAME_CRC_MAX_BYTES;
-    if (covered) l.flags |= SL_FF_CRC_ALL;
 
     /* Written in words of the sizes that the CRC reads them in: a load of two smaller stores would wait for both to leave the store buffer. */
     uint64_t words[3];
     words[0] = (uint64_t)timestamp_ns;
     words[1] = (uint64_t)(l.value_bytes) << 32 | (record->key ? record->key_bytes : SL_NULL_BYTES);
-    words[2] = (uint64_t)l.extension_bytes << 16 | l.flags;
+    words[2] = (uint64_t)l.extension_bytes << 16 | l.flags | (covered ? SL_FF_CRC_ALL : 0);
     uint32_t crc = sl_crc32c_copy(0, to + 8, words, 20);
     uint8_t *p = to + SL_FRAME_HEADER_BYTES;
     if (l.extension_bytes) {
