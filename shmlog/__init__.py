@@ -70,7 +70,7 @@ def __getattr__(name: str) -> Any:
         module, attribute = _EXPORTS[name]
         __import__(module)
         value = getattr(sys.modules[module], attribute)
-    elif name in ("errors", "types"):  # `import shmlog; except shmlog.errors.X` needs no import of its own
+    elif name in ("errors", "events", "types"):  # `import shmlog; except shmlog.errors.X` needs no import of its own
         value = __import__(f"shmlog.{name}", fromlist=["*"])
     else:
         raise AttributeError(f"module 'shmlog' has no attribute {name!r}")

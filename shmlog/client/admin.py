@@ -21,6 +21,9 @@ from shmlog.types import NewPartitions, NewTopic, TopicPartition
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shmlog import events
+    from shmlog.client.watch import Watch
+
 
 class Admin:
     """Administers the topics of a cluster; a context manager. Names and shapes of results are kafka-python's.
@@ -285,8 +288,23 @@ class Admin:
     def reassign_partitions(self, *args: Any, **keywords: Any) -> Any:
         raise self._later("reassign_partitions()")
 
-    def watch(self, callback: Callable[[], object]) -> Any:
-        raise self._later("watch()")
+    # --- changes ---
+
+    def watch(self, callback: Callable[[events.Event], object]) -> Watch:
+        """Calls callback(event) for each change of the cluster, as ZooKeeper's watches did but for good: brokers that come, go, start and end, topics
+        and their configs, leaders, replicas, in-sync replicas, the coordinator. The events are in shmlog.events, with their order.
+
+        The first event is a State: everything as it is. Each later one is a change to that; what passed between two looks of the watch (it came and
+        went, or changed twice) is told as the difference. The last is ClusterDown; a closed watch just ends. Topics are those of the namespace.
+
+        The callback runs in a thread of the watch, one call at a time, and may take its time and use any handle. What it raises is logged (logger
+        "shmlog.watch", with the traceback) and the watch goes on. Asks no process, so it works while the coordinator is stopped or dead.
+
+        Returns a Watch: close() (also from the callback), wait(), a context manager. It does not end with this Admin.
+        """
+        from shmlog.client.watch import Watch
+
+        return Watch(self._open().keep(), callback)
 
     # --- life ---
 
