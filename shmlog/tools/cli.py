@@ -702,7 +702,8 @@ def consume(
 )
 @click.argument("path", required=False)
 def verify(path: str | None) -> None:
-    """Check every invariant of memory and disk. Never writes. Exit code 0: clean; 5: damage, listed; 1: could not check."""
+    """Check every invariant of memory and disk, and the replicas against each other. Never writes. Exit code 0: clean; 5: damage, listed; 1: could not
+    check."""
     from shmlog.tools import inspect as module
 
     report = module.verify_path(path) if path else module.verify_cluster(settings().address)
@@ -718,7 +719,8 @@ def verify(path: str | None) -> None:
         verdict = _count(len(report.problems), "problem") if report.problems else "clean"
         memory = f"{_count(c['segments'], 'segment')} with {_count(c['frames_in_memory'], 'frame')} in memory"
         disk = f"{_count(c['files'], 'file')} with {_count(c['frames_on_disk'], 'frame')} on disk"
-        print(f"{verdict}: {_count(c['partitions'], 'partition')}, {memory}, {disk}")
+        compared = f", {_count(c['records_compared'], 'record')} the same at all replicas" if c["records_compared"] and not report.problems else ""
+        print(f"{verdict}: {_count(c['partitions'], 'partition')}, {memory}, {disk}{compared}")
     if report.problems:
         sys.stdout.flush()
         click.get_current_context().exit(EXIT_DAMAGED)

@@ -5,7 +5,8 @@ promises is there; and a finding counts only if it is found again. What is recyc
 written by the same rules. A finding about something that heals by itself in a living cluster (a dead client's row, a buffer on its way into the pool)
 counts when it is still there after SETTLE_S.
 
-Disk is checked file by file with sl_file_verify(), and the chain of files against each other and against the words in memory.
+Disk is checked file by file with sl_file_verify(), and the chain of files against each other and against the words in memory; the replicas of a
+partition are compared record by record (replicas.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from shmlog._ffi import check, ffi, lib
 from shmlog.broker import recovery
 from shmlog.errors import IllegalArgumentError, NoBrokersAvailable, ShmlogError, StorageError
 from shmlog.messages import ClusterView, TopicView
-from shmlog.tools import status
+from shmlog.tools import replicas, status
 
 CONFIRMATIONS = 3  # how often a finding in a living cluster is looked at again
 PAUSE_S = 0.02
@@ -46,9 +47,13 @@ class Problem(NamedTuple):
     where: str  # what a person looks for: a partition, an object, a file
     kind: str  # the same damage found again has the same where and kind
     what: str
+    data: dict[str, Any] | None = None  # the same for a program, where there is more to it
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"where": self.where, "kind": self.kind, "what": self.what, **(self.data or {})}
 
 
 class Report:
@@ -57,7 +62,9 @@ class Report:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self.notes: list[Problem] = []  # nothing wrong, but worth a line: torn tails, what the next start cleans
-        self.counts = {"partitions": 0, "segments": 0, "frames_in_memory": 0, "files": 0, "frames_on_disk": 0, "file_bytes": 0}
+        self.counts = {
+            "partitions": 0, "segments": 0, "frames_in_memory": 0, "files": 0, "frames_on_disk": 0, "file_bytes": 0, "records_compared": 0,
+        }  # fmt: skip
 
     def add(self, other: Report) -> None:
         self.problems += other.problems
@@ -68,8 +75,8 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         return {
             "clean": not self.problems,
-            "problems": [p._asdict() for p in self.problems],
-            "notes": [p._asdict() for p in self.notes],
+            "problems": [p.as_dict() for p in self.problems],
+            "notes": [p.as_dict() for p in self.notes],
             **self.counts,
         }
 
@@ -96,6 +103,7 @@ def verify_cluster(address: config.Address) -> Report:
                 for directory in _directories(view, topic, n):
                     report.counts["partitions"] += 1
                     _check_directory(report, directory, topic.topic_id, n)
+                _compare_replicas(report, view, topic, n, live=False)
     return report
 
 
@@ -103,13 +111,21 @@ def verify_path(path: str) -> Report:
     """A .log file, or all files below a directory."""
     report = Report()
     if os.path.isdir(path):
-        found = False
+        replicas_of: dict[str, list[tuple[int, str]]] = {}  # a partition's directory has the same name at each broker
         for directory, _, names in sorted(os.walk(path)):
             if os.path.basename(directory) != "rewrite" and any(status.file_key(name) for name in names if name.endswith(".log")):
-                found = True
                 report.counts["partitions"] += 1
                 _check_directory(report, directory)
-        if not found:
+                above, name = os.path.split(directory)
+                role, _, broker = os.path.basename(above).partition("-")
+                replicas_of.setdefault(name, []).append((int(broker) if role == "broker" and broker.isdecimal() else -1, directory))
+        for name, directories in replicas_of.items():
+            brokers = [broker for broker, _ in directories]
+            head, _, id_hex = name.rpartition("-")
+            topic, _, number = head.rpartition("-")
+            if len(set(brokers) - {-1}) == len(brokers) > 1 and number.isdecimal() and len(id_hex) >= 8:
+                _compare_directories(report, topic.replace("~", "/"), int(number), directories)
+        if not replicas_of:
             raise IllegalArgumentError(f"{path} holds no segment files (<base>-<leader epoch>.log)")
     elif path.endswith(".log"):
         if not os.path.exists(path):
@@ -118,6 +134,34 @@ def verify_path(path: str) -> Report:
     else:
         raise IllegalArgumentError(f"{path} is not a directory and not a .log file", hint="to look at a segment in memory: `shmlog dump`")
     return report
+
+
+def _compare_replicas(
+    report: Report, view: ClusterView, topic: TopicView, n: int, *, live: bool, memory: Callable[[], list[Segment]] | None = None
+) -> None:
+    p = topic.partitions[n]
+    directories = [(replica, directory) for replica in p.replicas if (directory := status.directory_of(view, topic, n, replica))]
+    # Without memory nobody leads: the longest will, whatever the last view says.
+    leader = p.leader if memory is not None and p.leader >= 0 else None
+    _compare_directories(report, topic.name, n, directories, leader, live=live, memory=memory)
+
+
+def _compare_directories(
+    report: Report, topic: str, n: int, directories: list[tuple[int, str]], leader: int | None = None, *,
+    live: bool = False, memory: Callable[[], list[Segment]] | None = None,
+) -> None:  # fmt: skip
+    if len(directories) < 2:
+        return
+    found, parted, compared = replicas.compare(directories, leader, memory)
+    place = f"{topic}-{n}"
+    report.counts["records_compared"] += compared
+    report.problems += [Problem(place, f"replica {d.offset} {','.join(d.differs)}", d.text, d.data(topic, n)) for d in found]
+    if len(found) >= replicas.DIFFERENCES_MAX:
+        report.problems.append(Problem(place, "replicas more", f"these are the first {len(found)} differences; the rest was not compared"))
+    if not live:  # else it is under way
+        for q in parted:
+            what = f"broker {q.broker} has offsets {q.start} to {q.end - 1} of a log that ended (leader epoch {q.leader_epoch})"
+            report.notes.append(Problem(place, f"parted {q.broker}", f"{what}, not broker {q.reference}'s: they are cut off when it follows again"))
 
 
 def _directories(view: ClusterView, topic: TopicView, n: int) -> list[str]:
@@ -146,7 +190,7 @@ class _Memory:
             for topic in view.topics.values():
                 for n in range(len(topic.partitions)):
                     self.report.counts["partitions"] += 1
-                    self._confirmed(lambda topic=topic, n=n: self._partition(topic, n))  # type: ignore[misc]
+                    self._confirmed(self._looks_at(topic, n))
                     self._files(view, topic, n)
         self._settled(self._rows)
         self._settled(self._objects)
@@ -163,6 +207,16 @@ class _Memory:
             found = [p for p in again if (p.where, p.kind) in seen]
         self.report.problems += found
         return found
+
+    def _looks_at(self, topic: TopicView, n: int) -> Callable[[], list[Problem]]:
+        """Of one partition's memory: the first by the view at hand, each later one by the view in force then."""
+        by: list[TopicView] = [topic]
+
+        def look() -> list[Problem]:
+            now = (None, by.pop()) if by else self._now(topic, n)
+            return [] if now is None else self._partition(now[1], n)
+
+        return look
 
     def _settled(self, look: Callable[[], list[Problem]]) -> None:
         self._confirmed(look, tries=10, pause=SETTLE_S / 10)
@@ -292,9 +346,24 @@ class _Memory:
                 break
             time.sleep(PAUSE_S)
             seen = {(p.where, p.kind) for p in report.problems}
+            now = self._now(topic, n)
+            if now is None:
+                return  # deleted meanwhile
+            view, topic = now
             report = self._files_once(view, topic, n)
             report.problems = [p for p in report.problems if (p.where, p.kind) in seen]
         self.report.add(report)
+
+    def _now(self, topic: TopicView, n: int) -> tuple[ClusterView, TopicView] | None:
+        """The view as it is by now: another broker may lead. None: the topic is gone."""
+        try:
+            view = self.attached.view()
+        except ShmlogError:
+            return None
+        topic_now = view.topics.get(topic.name)
+        if topic_now is None or topic_now.topic_id != topic.topic_id or n >= len(topic_now.partitions):
+            return None
+        return view, topic_now
 
     def _files_once(self, view: ClusterView, topic: TopicView, n: int) -> Report:
         """The order of the looks makes the comparisons hold while everything goes on: what was written before the files are listed is in them; what is
@@ -307,6 +376,7 @@ class _Memory:
         if not int(words.cur) & NUMBER_MASK:  # never opened since memory was made: the words say nothing about the files
             for other in _directories(view, topic, n):
                 _check_directory(report, other, topic.topic_id, n, live=self.live, end=None)
+            _compare_replicas(report, view, topic, n, live=self.live)
             return report
         durable, spilled = (int(word) & OFFSET_MASK for word in (words.durable, words.spilled))
         bases = [base for word in words.dir if int(word) & 0xFFFFFFF and (base := _base_of(self.prefix, int(word) & 0xFFFFFFF)) is not None]
@@ -325,7 +395,12 @@ class _Memory:
             report.problems.append(Problem(place, "lost", f"the log starts at {start}, but neither memory nor files hold anything below {oldest}"))
         if facts.files and bases and facts.end < min(bases) and start < min(bases):
             report.problems.append(Problem(place, "hole", f"the files end at {facts.end}, memory begins at {min(bases)}"))
+        _compare_replicas(report, view, topic, n, live=self.live, memory=lambda: self._segments(words))
         return report
+
+    def _segments(self, words: Any) -> list[Segment]:
+        """Private copies of all that the directory names."""
+        return [Segment(self.prefix, buffer) for word in words.dir if (buffer := int(word) & 0xFFFFFFF)]
 
     # --- rows and objects ---
 

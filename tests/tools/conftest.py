@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -91,23 +92,58 @@ def private(tmp_path: Path) -> Iterator[Callable[..., Result]]:
 # --- a cluster without processes ---------------------------------------------------------------------------------------
 
 
+def frame(
+    value: bytes | None, key: bytes | None = None, headers: bytes | None = None, timestamp_ns: int = 0, rows: int = 0, **fields: int
+) -> tuple[bytes, int]:
+    """A frame's bytes and how many offsets it takes. rows: an array of so many; fields: of sl_record."""
+    record, position = ffi.new("sl_record *"), ffi.new("uint32_t *")
+    kept = [ffi.from_buffer("uint8_t[]", data or b"") for data in (value, key, headers)]
+    record.producer_id, record.timestamp_ns = -1, timestamp_ns
+    if value is not None:
+        record.value, record.value_bytes = kept[0], len(value)
+    if key is not None:
+        record.key, record.key_bytes = kept[1], len(key)
+    if headers is not None:
+        record.headers, record.headers_bytes = kept[2], len(headers)
+    if rows:
+        record.kind, record.rows, record.row_bytes = lib.SL_FF_ARRAY, rows, len(value or b"") // rows
+    for name, number in fields.items():
+        setattr(record, name, number)
+    size = check(lib.sl_frame_measure(record, position))
+    to = ffi.new("uint8_t[]", size)
+    check(lib.sl_frame_build(to, record, timestamp_ns, 1, 1))
+    return bytes(ffi.buffer(to, size)), rows or 1
+
+
+def lost_frame(rows: int) -> tuple[bytes, int]:
+    """As gather.c writes it."""
+    flags = lib.SL_FF_CONTROL | lib.SL_FF_LOST | lib.SL_FF_HAS_ROWS | lib.SL_FF_CRC_ALL
+    body = struct.pack("<IIIIHHII", 0, 0, lib.SL_NULL_BYTES, lib.SL_NULL_BYTES, flags, 8, rows, 0)
+    data = struct.pack("<II", 36, lib.sl_crc32c(0, body, len(body))) + body
+    assert lib.sl_frame_check(ffi.from_buffer(data), len(data), 1) == lib.SL_OK
+    return data, rows
+
+
 class HandMade:
     """One topic "t" of one partition, in memory and on disk, written by calls into the core. No process keeps it, so it looks like one whose processes
-    are all dead, unless `keep_alive()` enters this test as its coordinator."""
+    are all dead, unless `keep_alive()` enters this test as its coordinator. With several brokers each has a replica; 0 leads."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, brokers: int = 1) -> None:
         self.name = f"t{os.getpid()}-{secrets.token_hex(3)}"
         self.prefix = shm.prefix(self.name)
         self.address = config.Address(self.name)
         self.cluster_id, self.topic_id = os.urandom(16), os.urandom(16)
-        self.dir = messages.partition_directory(os.path.join(directory, "broker-0"), "t", 0, self.topic_id)
-        os.makedirs(self.dir)
-        partition = messages.PartitionView(block=0, leader=0, leader_epoch=1, replicas=(0,), isr=(0,))
-        broker = messages.BrokerView(0, 4, 1, os.path.join(directory, "broker-0"))
+        ids = tuple(range(brokers))
+        made = {n: messages.BrokerView(n, 4 + n, 1, os.path.join(directory, f"broker-{n}")) for n in ids}
+        self.dirs = [messages.partition_directory(made[n].directory, "t", 0, self.topic_id) for n in ids]
+        self.dir = self.dirs[0]
+        for path in self.dirs:
+            os.makedirs(path)
+        partition = messages.PartitionView(block=0, leader=0, leader_epoch=1, replicas=ids, isr=ids)
         topic = messages.TopicView("t", self.topic_id, {}, (partition,))
         self.view = messages.ClusterView(
             cluster_id=self.cluster_id, name=self.name, version=1, coordinator_epoch=1 << 32 | 1, boot_counter=1, data_dirs=(directory,),
-            state_dir=directory, config={}, brokers={0: broker}, topics={"t": topic},
+            state_dir=directory, config={}, brokers=made, topics={"t": topic},
         )  # fmt: skip
         for table in shm.TABLES:
             shm.create_table(self.prefix, table, cluster_id=self.cluster_id)
@@ -162,25 +198,23 @@ class HandMade:
         check(lib.sl_log_publish(self.handle, 0, 0, 1, self.buffers[-1]))
         check(lib.sl_log_seal(self.handle, 0, 0, 0))
 
-    def write_file(self, base: int, values: list[bytes], epoch: int = 1) -> str:
-        """A synced file of these records; returns its path. The words are left alone."""
+    def write_file(self, base: int, values: list[Any], epoch: int = 1, broker: int = 0) -> str:
+        """A synced file of these records; returns its path. The words are left alone. A value is a record's, or what frame() made."""
         out = ffi.new("sl_file **")
         cluster_id, topic_id = (ffi.from_buffer("uint8_t[]", b) for b in (self.cluster_id, self.topic_id))
-        check(lib.sl_file_create(self.dir.encode(), base, epoch, 0, topic_id, cluster_id, out))
-        for rel, value in enumerate(values):
-            record, position = ffi.new("sl_record *"), ffi.new("uint32_t *")
-            held = ffi.from_buffer("uint8_t[]", value)
-            record.value, record.value_bytes, record.producer_id = held, len(value), -1
-            size = check(lib.sl_frame_measure(record, position))
-            frame = ffi.new("uint8_t[]", size)
-            check(lib.sl_frame_build(frame, record, 1_700_000_000_000_000_000 + rel, 1, 1))
-            piece = ffi.new("sl_file_piece *")
-            piece.frame, piece.frame_bytes, piece.rel, piece.count, piece.type = frame, size, rel, 1, lib.SL_CELL_DATA
-            piece.crc32c = lib.sl_crc32c(0, frame, size)
-            check(lib.sl_file_append(out[0], piece, 1, base + rel + 1))
+        check(lib.sl_file_create(self.dirs[broker].encode(), base, epoch, 0, topic_id, cluster_id, out))
+        at = base
+        for value in values:
+            data, rows = value if isinstance(value, tuple) else frame(value, timestamp_ns=1_700_000_000_000_000_000 + at)
+            piece, held = ffi.new("sl_file_piece *"), ffi.from_buffer("uint8_t[]", data)
+            piece.frame, piece.frame_bytes, piece.rel, piece.count = held, len(data), at - base, rows
+            piece.type = lib.SL_CELL_CONTROL if data[24] & lib.SL_FF_KIND_MASK == lib.SL_FF_CONTROL else lib.SL_CELL_DATA
+            piece.crc32c = lib.sl_crc32c(0, data, len(data))
+            at += rows
+            check(lib.sl_file_append(out[0], piece, 1, at))
         check(lib.sl_file_sync(out[0]))
         check(lib.sl_file_close(out[0]))
-        return os.path.join(self.dir, f"{base:020d}-{epoch}.log")
+        return os.path.join(self.dirs[broker], f"{base:020d}-{epoch}.log")
 
     def spilled(self, offset: int) -> None:
         for word in (lib.SL_WORD_SPILLED, lib.SL_WORD_DURABLE):
@@ -200,6 +234,16 @@ class HandMade:
         lib.sl_cluster_close(self.handle)
         shm.remove_cluster(self.prefix)
         shutil.rmtree(config.run_dir(self.name), ignore_errors=True)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[HandMade]:
+    """With replicas at three brokers."""
+    made = HandMade(str(tmp_path), brokers=3)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture
