@@ -111,10 +111,14 @@ def scan(data_dirs: Sequence[str]) -> list[Broker]:
     return found
 
 
-def _broker(id: int, directory: str) -> Broker:
-    cluster_id = b""
+def owner(directory: str) -> bytes:
+    """The id of the cluster that a broker's directory belongs to; b"": it says none."""
     with contextlib.suppress(OSError, ValueError), open(os.path.join(directory, LOCK)) as file:
-        cluster_id = bytes.fromhex(file.read(64).strip())
+        return bytes.fromhex(file.read(64).strip())
+    return b""
+
+
+def _broker(id: int, directory: str) -> Broker:
     partitions, unclear = [], []
     for entry in sorted(os.listdir(directory)):
         path = os.path.join(directory, entry)
@@ -125,7 +129,7 @@ def _broker(id: int, directory: str) -> Broker:
             unclear.append(path)
         else:
             partitions.append(partition)
-    return Broker(id, directory, cluster_id, read_epochs(directory), tuple(partitions), tuple(unclear))
+    return Broker(id, directory, owner(directory), read_epochs(directory), tuple(partitions), tuple(unclear))
 
 
 def _partition(broker_directory: str, entry: str) -> Partition | None:

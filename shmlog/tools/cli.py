@@ -758,10 +758,11 @@ def dump(path: str) -> None:
 )
 @click.option("--fix", is_flag=True, help="Remove what dead clusters left in /dev/shm.")
 def doctor(fix: bool) -> None:
-    """Check this machine: /dev/shm, limits, permissions, RemoveIPC, disk, dead clusters. Exit code 1 when something must be mended."""
+    """Check this machine: /dev/shm, limits, permissions, RemoveIPC, disk, the cluster's data directories, dead clusters. Exit code 1 when something
+    must be mended."""
     from shmlog.tools import doctor as module
 
-    findings = list(module.examine(fix))
+    findings = list(module.examine(fix, settings().name))
     if settings().json:
         show({"findings": [f._asdict() for f in findings]})
     else:

@@ -13,9 +13,11 @@ import shutil
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from shmlog import config, lifecycle, proc, shm
-from shmlog._ffi import lib
-from shmlog.errors import InvalidConfigurationError, ShmlogError
+from shmlog import config, directories, lifecycle, proc, shm
+from shmlog._ffi import ffi, lib
+from shmlog.coordinator.store import SCHEMA_VERSION
+from shmlog.errors import InvalidConfigurationError, NoBrokersAvailable, ShmlogError
+from shmlog.messages import METADATA_FILE, BrokerView, ClusterView
 from shmlog.tools import status
 
 MIB, GIB = 2**20, 2**30
@@ -35,13 +37,15 @@ class Finding(NamedTuple):
     fixed: bool = False
 
 
-def examine(fix: bool = False) -> Iterator[Finding]:
+def examine(fix: bool = False, cluster: str = config.DEFAULT_CLUSTER) -> Iterator[Finding]:
+    """This machine, and the data directories of one cluster."""
     yield shm_size()
     yield open_files()
     yield memory_maps()
     yield from remove_ipc()
     yield permissions()
     yield disk_room()
+    yield from data_directories(cluster)
     yield from stale_clusters(fix)
 
 
@@ -161,6 +165,107 @@ def disk_room(state: str | None = None) -> Finding:
             "disk", WARNING, f"{what}: logs stop growing below {status.size(reserve)}", "free some, or `shmlog up -c data.max.bytes=N` or --data DIR"
         )
     return Finding("disk", OK, what)
+
+
+# --- where a cluster keeps its logs ------------------------------------------------------------------------------------
+
+
+def data_directories(cluster: str) -> Iterator[Finding]:
+    """Each of the cluster's data directories, as its metadata names them, in memory or on disk. Nothing for a cluster that has none yet."""
+    try:
+        view = _metadata(cluster)
+    except ShmlogError as exc:
+        yield Finding("data", PROBLEM, str(exc), exc.hint or "")
+        return
+    if view is None or not view.data_dirs:
+        return
+    sound = []
+    for directory in view.data_dirs:
+        brokers = [b for b in view.brokers.values() if os.path.dirname(b.directory) == directory]
+        findings = [*_data_directory(directory, brokers, view)]
+        yield from findings
+        if not findings:
+            sound.append(directory)
+            yield Finding("data", OK, f"{directory}: {_brokers(brokers)}, {status.size(shutil.disk_usage(directory).free)} free")
+    yield from _one_disk(sound)
+
+
+def _metadata(cluster: str) -> ClusterView | None:
+    try:
+        with status.Attached(cluster) as attached:
+            return attached.view()
+    except NoBrokersAvailable:
+        return status.last_data(cluster)
+
+
+def _brokers(brokers: list[BrokerView]) -> str:
+    return f"broker{'s' * (len(brokers) != 1)} {', '.join(str(b.id) for b in brokers)}" if brokers else "no broker"
+
+
+def _data_directory(directory: str, brokers: list[BrokerView], view: ClusterView) -> Iterator[Finding]:
+    """What is wrong with one; nothing: it is sound."""
+    if not os.path.isdir(directory):
+        what = f"{directory} {'is no directory' if os.path.exists(directory) else 'is missing'}; it has the logs of {_brokers(brokers)}"
+        yield Finding("data", PROBLEM, what, "mount it; if it is lost, make an empty one: brokers fetch again what others have")
+        return
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        what = f"{directory} is not writable for user {os.getuid()}"
+        yield Finding("data", PROBLEM, what, f"chown -R {os.getuid()} {directory}; or mount it read-write")
+        return
+    newer = _newer_metadata(directory)
+    if newer is not None:
+        yield newer
+    for broker in brokers:
+        if not os.path.isdir(broker.directory):
+            continue  # its first start makes it
+        if not os.access(broker.directory, os.R_OK | os.W_OK | os.X_OK):
+            what = f"{broker.directory} is not writable for user {os.getuid()}"
+            yield Finding("data", PROBLEM, what, f"chown -R {os.getuid()} {broker.directory}")
+            continue
+        owner = directories.owner(broker.directory)
+        if owner and owner != view.cluster_id:
+            what = f"{broker.directory} belongs to cluster id {owner.hex()}, not to this one ({view.cluster_id.hex()})"
+            yield Finding("data", PROBLEM, what, "move it away, or name the right directories in the right order with --data")
+        elif (version := _newer_files(broker.directory)) is not None:
+            what = f"{broker.directory} has files of layout {version}, this shmlog knows up to {lib.SL_DISK_VERSION}"
+            yield Finding("data", PROBLEM, what, "use the version of shmlog that wrote them, or a later one")
+
+
+def _newer_metadata(directory: str) -> Finding | None:
+    """PRAGMA user_version, without sqlite, which would write: four bytes of the file's header, big-endian."""
+    path = os.path.join(directory, METADATA_FILE)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError:
+        return None  # only one directory has it
+    version = int.from_bytes(head[60:64], "big")
+    if not head.startswith(b"SQLite format 3\0") or version <= SCHEMA_VERSION:
+        return None
+    what = f"{path} has schema {version}, this shmlog knows up to {SCHEMA_VERSION}"
+    return Finding("data", PROBLEM, what, "use the version of shmlog that wrote it, or a later one")
+
+
+def _newer_files(directory: str) -> int | None:
+    """By the newest file of each partition: whoever writes a newer layout goes on with it."""
+    facts = ffi.new("sl_file_facts *")
+    for entry in sorted(os.listdir(directory)):
+        path = os.path.join(directory, entry)
+        names = status.log_files(path)
+        if names and lib.sl_file_inspect(os.fsencode(path), os.fsencode(names[-1]), facts) == lib.SL_E_VERSION:
+            with open(os.path.join(path, names[-1]), "rb") as file:
+                return int.from_bytes(file.read(12)[8:12], "little")
+    return None
+
+
+def _one_disk(data_dirs: list[str]) -> Iterator[Finding]:
+    by_device: dict[int, list[str]] = {}
+    for directory in data_dirs:
+        by_device.setdefault(os.stat(directory).st_dev, []).append(directory)
+    for together in by_device.values():
+        if len(together) > 1:
+            what = f"{' and '.join(together)} are on one file system: replicas in them are lost with it"
+            yield Finding("data", WARNING, what, "give each --data a disk of its own")
 
 
 # --- what dead clusters left -------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 from shmlog import config, messages, proc, shm
 from shmlog._ffi import check, ffi, lib
-from shmlog.errors import DamagedError, NoBrokersAvailable, UnknownTopicOrPartitionError
+from shmlog.errors import DamagedError, NoBrokersAvailable, StorageError, UnknownTopicOrPartitionError
 from shmlog.messages import ClusterView, PartitionView, TopicView
 
 FORMAT = 1
@@ -182,7 +182,10 @@ def _from_disk(view: ClusterView, address: config.Address, topic: str | None) ->
             directory = directory_of(view, t, n)
             start, end = _file_offsets(directory)
             ends = dict.fromkeys(("last_stable_offset", "high_watermark", "log_end_offset", "durable_offset"), end)
-            partitions.append(_partition_object(n, p, directory, log_start_offset=start, **ends, disk_bytes=used_bytes(directory)))
+            followers = _followers(view, t, n, end)
+            partitions.append(
+                _partition_object(n, p, directory, log_start_offset=start, **ends, followers=followers, disk_bytes=used_bytes(directory))
+            )
         topics.append(_topic_object(t, address.namespace, partitions))
     return {
         **_head(view, address),
@@ -282,9 +285,38 @@ def _topic(attached: Attached, view: ClusterView, topic: TopicView, namespace: s
             if words.last_append_ns:
                 more["last_append_ms"] = int(words.last_append_ns) // 1_000_000
         directory = directory_of(view, topic, n)
+        more["followers"] = _followers(view, topic, n, int(offsets.end))
         more["disk_bytes"] = used_bytes(directory) if directory else 0  # not words.disk_bytes: that counts what was written since the memory was made
         partitions.append(_partition_object(n, p, directory, **more))
     return _topic_object(topic, namespace, partitions)
+
+
+def _followers(view: ClusterView, topic: TopicView, n: int, end: int) -> list[dict[str, Any]]:
+    """The other replicas, by what their files hold: what a follower has acknowledged only its leader knows, and it is asked for nothing. `end` was read
+    before, so a lag may already be made good, and is never less than it was."""
+    p = topic.partitions[n]
+    leader = p.leader if p.leader != messages.NO_LEADER else p.replicas[0]
+    found = []
+    for replica in p.replicas:
+        directory = directory_of(view, topic, n, replica)
+        if replica == leader or not directory:
+            continue
+        try:
+            mine = max(_file_offsets(directory)[1], _checkpoint(directory))
+        except OSError:
+            mine = 0  # its disk is not there
+        found.append({"broker": replica, "in_sync": replica in p.isr, "end_offset": mine, "lag": max(0, end - mine), "dir": directory})
+    return found
+
+
+def _checkpoint(directory: str) -> int:
+    """Where a log begins of which retention has removed every file."""
+    from shmlog.broker.recovery import read_checkpoint
+
+    try:
+        return read_checkpoint(directory)
+    except StorageError:
+        return 0  # damaged: `verify` says so
 
 
 def _partition_object(n: int, p: PartitionView, directory: str, **more: Any) -> dict[str, Any]:
@@ -393,8 +425,14 @@ def problems(status: dict[str, Any]) -> list[str]:
             if p.get("storage", "ok") != "ok":
                 found.append(f"{place}: {_storage(p)}")
             if len(p["isr"]) < len(p["replicas"]):
-                found.append(f"{place}: {len(p['isr'])} of {len(p['replicas'])} replicas are in sync")
+                behind = "".join(f"; {_behind(f)}" for f in p.get("followers", ()) if not f["in_sync"])
+                found.append(f"{place}: {len(p['isr'])} of {len(p['replicas'])} replicas are in sync{behind}")
     return found
+
+
+def _behind(follower: dict[str, Any]) -> str:
+    lag = follower["lag"]
+    return f"broker {follower['broker']} " + (f"is {lag:,} record{'s' * (lag != 1)} behind" if lag else "has everything")
 
 
 def _process_name(p: dict[str, Any]) -> str:
@@ -492,6 +530,8 @@ def topic_lines(topic: dict[str, Any], bold: Any = str) -> Iterator[str]:
     yield from table(rows, bold, right=range(len(rows[0])), mark=lambda row: None)
     for p in topic["partitions"]:
         yield f"  {p['partition']}: {p['dir'] or 'memory only'}"
+        for f in p.get("followers", ()):
+            yield f"     {f['dir']}  {_behind(f)}, {'in sync' if f['in_sync'] else 'not in sync'}"
 
 
 def table(rows: Any, bold: Any, right: Any, mark: Any) -> Iterator[str]:

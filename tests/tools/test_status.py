@@ -9,6 +9,7 @@ import pytest
 
 from shmlog import config, shm
 from shmlog._ffi import lib
+from shmlog.broker import recovery
 from shmlog.coordinator.store import Store
 from shmlog.errors import ClusterAuthorizationFailedError, NoBrokersAvailable, UnknownTopicOrPartitionError, VersionMismatchError
 from shmlog.tools import status
@@ -140,3 +141,27 @@ def test_check_exits_1_with_the_reasons(hand: Any, run: Any) -> None:
 )
 def test_sizes_for_people(n: int, text: str) -> None:
     assert status.size(n) == text
+
+
+def test_each_follower_is_shown_with_the_end_of_its_files(three: Any, run: Any) -> None:
+    three.append(*[b"%d" % n for n in range(10)])
+    for broker, count in enumerate((10, 7)):
+        three.write_file(0, [b"%d" % n for n in range(count)], broker=broker)
+    recovery.write_checkpoint(three.dirs[2], 4)  # trimmed, and every file of it gone
+    (topic,) = status.collect(three.address)["topics"]
+    followers = topic["partitions"][0]["followers"]
+    assert [(f["broker"], f["in_sync"], f["end_offset"], f["lag"]) for f in followers] == [(1, True, 7, 3), (2, True, 4, 6)]
+    described = "\n".join(status.topic_lines(topic))
+    assert f"{three.dirs[1]}  broker 1 is 3 records behind, in sync" in described
+    shutil.rmtree(three.dirs[2])
+    (topic,) = status.collect(three.address)["topics"]
+    assert topic["partitions"][0]["followers"][1]["lag"] == 10
+
+
+def test_a_follower_that_is_out_of_sync_is_a_problem_with_what_it_lacks(three: Any) -> None:
+    three.append(*[b"%d" % n for n in range(10)])
+    three.write_file(0, [b"%d" % n for n in range(9)], broker=2)
+    seen = status.collect(three.address)
+    partition = seen["topics"][0]["partitions"][0]
+    partition["isr"], partition["followers"][1]["in_sync"] = [0, 1], False
+    assert "t-0: 2 of 3 replicas are in sync; broker 2 is 1 record behind" in status.problems(seen)
