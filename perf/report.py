@@ -112,7 +112,8 @@ def _weight(cells: list[dict[str, Any]]) -> None:
 
     for cell in cells:
         for name, f in cell["figures"].items():
-            print(f"    {name:34} {f['median']:>18,.1f}   (promised {PROMISED[name]:g})")
+            promised = PROMISED[name]
+            print(f"    {name:34} {f['median']:>18,.1f}" + (f"   (promised {promised:g})" if promised else ""))
 
 
 def notes(cell: dict[str, Any], alone: bool = True) -> str:

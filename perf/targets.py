@@ -178,6 +178,8 @@ def rows(f: Figures, ours: str = "shmlog") -> Iterator[dict[str, Any]]:
     from .weight import PROMISED
 
     for name, promised in PROMISED.items():
+        if promised is None:
+            continue
         v = f("weight", "one broker", "shmlog", name)
         text, unit = name.rpartition("_")[::2]
         unit = {"ms": "ms", "mib": "MiB", "kib": "KiB", "percent": "%", "up": "KiB"}.get(unit, unit)
