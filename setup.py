@@ -34,7 +34,7 @@ setup(
     ext_modules=[] if os.environ.get("SHMLOG_WITHOUT_FAST") else [fast],
     cffi_modules=["shmlog/_build.py:ffibuilder"],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
-    packages=[*find_packages(include=["shmlog", "shmlog.*"]), "shmlog.bench"],
+    packages=[*find_packages(include=["shmlog", "shmlog.*"]), "shmlog.bench", "shmlog.bench.peers"],
     package_dir={"shmlog.bench": "perf"},
     package_data={"shmlog": ["py.typed", "include/shmlog.h"], "shmlog.bench": ["*.c", "*.h", "*.md"]},
 )
