@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from .base import Peer, Receiver, Sender
 
+LEADER_LIMIT_S = 10  # milliseconds are what it takes; well below --limit, so that the reason is told and not only that nobody answered
+
 
 class _ShmlogSender(Sender):
     def __init__(self, peer: Shmlog, partition: int) -> None:
@@ -20,11 +22,17 @@ class _ShmlogSender(Sender):
         self._send, self._partition = self.producer.send, partition
         self._waits = peer.acks == "disk"
         self._last: Any = None
+        deadline = time.monotonic() + LEADER_LIMIT_S
         while True:  # a topic made a moment ago may have no leader yet
             try:
                 self.producer.partitions_for("bench")
                 break
-            except LookupError:
+            except LookupError as error:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"{peer.address}: {error} {LEADER_LIMIT_S:g} s after it was made: no broker leads it. Is this machine overloaded? "
+                        "`shmlog bench weight` tells how long a broker takes to start here"
+                    ) from None
                 time.sleep(0.001)
 
     def send(self, value: bytes) -> None:
