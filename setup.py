@@ -36,5 +36,5 @@ setup(
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
     packages=[*find_packages(include=["shmlog", "shmlog.*"]), "shmlog.bench", "shmlog.bench.peers"],
     package_dir={"shmlog.bench": "perf"},
-    package_data={"shmlog": ["py.typed", "include/shmlog.h"], "shmlog.bench": ["*.c", "*.h", "*.md"]},
+    package_data={"shmlog": ["py.typed", "include/shmlog.h"], "shmlog.bench": ["*.c", "*.h", "*.md", "java/*.java"]},
 )

@@ -111,16 +111,17 @@ def _report_only(asked: argparse.Namespace, report: Any) -> int:
 
 
 def _fetch(harness: Any, peers: Any) -> None:
-    from .servers import KAFKA, fetch
+    from .servers import AERON, CHRONICLE, KAFKA, fetch
 
     gone = [name for name in ("java", "mvn") if peers.program(name) is None]
-    if gone:
-        harness.progress(f"without Kafka: no program {', '.join(gone)}")
-        return
-    try:
-        harness.progress(f"Kafka is in {fetch(KAFKA)}")
-    except harness.Failed as error:
-        harness.progress(f"without Kafka: {error}")
+    for name, artifact in (("Kafka", KAFKA), ("Aeron", AERON), ("Chronicle Queue", CHRONICLE)):
+        if gone:
+            harness.progress(f"without {name}: no program {', '.join(gone)}")
+            continue
+        try:
+            harness.progress(f"{name} is in {fetch(artifact)}")
+        except harness.Failed as error:
+            harness.progress(f"without {name}: {error}")
 
 
 def _list(here: list[Any], absent: dict[str, str], as_json: bool) -> None:

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import harness
+from . import harness, measure
 from .harness import HERE, IN_TREE, ROOT, Cell, Failed, Noise, Plan, Round
 from .native import compile_c, directory
 from .peers import Peer, program
+from .peers.jvm import Java
 
 FIGURE, UNIT, LESS_IS_BETTER = "records_per_s", "/s", False
 FIGURES = {"64 B": ("p50_us", "us", True), "wake": ("p50_us", "us", True)}
@@ -62,12 +63,18 @@ def cells(plan: Plan, peers: list[type[Peer]]) -> list[Cell]:
     if program("gcc") is None:
         return []
     ours = any(p.name == "shmlog" for p in peers)
-    return [
+    found = [
         Cell("core", case, name, partial(one, who, mode, value_bytes, max(100, int(count * plan.seconds)), batch))
         for case, candidates in CASES.items()
         for name, (who, mode, value_bytes, count, batch) in candidates.items()
         if who == "floor" or (ours and IN_TREE)
     ]
+    if plan.full:  # the same rounds as in `latency` and `rate`, beside ends that are no more in Python than theirs
+        for peer in peers:
+            if issubclass(peer, Java):
+                found.append(Cell("core", "64 B there and back", peer.name, partial(measure.pingpong, peer, 64, plan.seconds), plan.rounds_of(peer)))
+                found.append(Cell("core", "100 B, one an append", peer.name, partial(measure.stream, peer, 100, plan.seconds), plan.rounds_of(peer)))
+    return found
 
 
 def one(who: str, mode: str, value_bytes: int, count: int, batch: int) -> Round:

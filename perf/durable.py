@@ -13,7 +13,13 @@ FIGURE, UNIT, LESS_IS_BETTER = "records_per_s", "/s", False
 
 def cells(plan: Plan, peers: list[type[Peer]]) -> list[Cell]:
     return [
-        Cell("durable", f"{n} x 100 B" if n > 1 else "100 B, one at a time", peer.name, partial(measure.commits, peer, 100, plan.seconds, n))
+        Cell(
+            "durable",
+            f"{n} x 100 B" if n > 1 else "100 B, one at a time",
+            peer.name,
+            partial(measure.commits, peer, 100, plan.seconds, n),
+            plan.rounds_of(peer),
+        )
         for n in (1, 500)
         for peer in peers
         if "durable" in peer.can

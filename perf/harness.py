@@ -60,6 +60,10 @@ class Plan:
     budget_s: float  # when it is used up, cells get one round each, and none when 1.4 of it are; the report says so
     full: bool = False
 
+    def rounds_of(self, peer: Any) -> int | None:
+        """Half of the plan's for a peer whose rounds take seconds whatever they measure."""
+        return (self.rounds + 1) // 2 if peer.slow_rounds else None
+
 
 PLANS = {
     "tiny": Plan("tiny", 1, 0.05, 1200),

@@ -18,7 +18,13 @@ def cells(plan: Plan, peers: list[type[Peer]]) -> list[Cell]:
         for peer in peers:
             if "latency" in peer.can:
                 found.append(
-                    Cell("latency", f"{size(value_bytes)}, both polling", peer.name, partial(measure.pingpong, peer, value_bytes, plan.seconds))
+                    Cell(
+                        "latency",
+                        f"{size(value_bytes)}, both polling",
+                        peer.name,
+                        partial(measure.pingpong, peer, value_bytes, plan.seconds),
+                        plan.rounds_of(peer),
+                    )
                 )
     if plan.full:
         for peer in peers:

@@ -1,8 +1,9 @@
-"""What is compiled at first use, for the floors: the minimal ring behind cffi and behind a CPython extension. Kept below the results, by a hash of
-the source."""
+"""What is compiled at first use: the minimal ring behind cffi and behind a CPython extension, ends in Java. Kept below the results, by a hash of the
+source."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -14,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .harness import HERE, results_directory
+from .harness import HERE, Failed, results_directory
 
 _CDEF = """
     typedef struct { ...; } ring;
@@ -88,6 +89,23 @@ def ring_ext(ring_bytes: int) -> Any:
     if not found.exists():
         compile_c([source], found, ["-shared", "-fPIC", f"-I{sysconfig.get_path('include')}", f"-DRING_BYTES=UINT64_C({ring_bytes})"])
     return load(source.stem, found)
+
+
+@functools.cache
+def java_classes(library: str, jars: Path) -> Path:
+    """The ends in Java for one library, compiled with its jars."""
+    sources = [HERE / "java" / f"{name}.java" for name in ("Bench", library)]
+    here = directory(*(p.read_bytes() for p in sources), jars.name)
+    found = here / "classes"
+    if not found.exists():
+        with tempfile.TemporaryDirectory(dir=here) as scratch:
+            command = ["javac", "-d", f"{scratch}/classes", "-cp", f"{jars}/*", *map(str, sources)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            if done.returncode:
+                raise Failed(f"javac could not compile {library}.java: {' '.join(done.stderr.strip().splitlines()[:1])}")
+            with contextlib.suppress(FileExistsError):  # another run was faster
+                os.rename(f"{scratch}/classes", found)
+    return found
 
 
 def compile_c(sources: list[Path], to: Path, flags: list[str]) -> None:

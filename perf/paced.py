@@ -20,5 +20,5 @@ def cells(plan: Plan, peers: list[type[Peer]]) -> list[Cell]:
         for peer in peers:
             if "paced" in peer.can and (wait == "spin" or "blocking" in peer.can):
                 case = f"{rate // 1000} k/s, receiver {'sleeping' if wait == 'block' else 'polling'}"
-                found.append(Cell("paced", case, peer.name, partial(measure.open_loop, peer, 64, gaps, wait)))
+                found.append(Cell("paced", case, peer.name, partial(measure.open_loop, peer, 64, gaps, wait), plan.rounds_of(peer)))
     return found

@@ -34,6 +34,8 @@ COLOURS = (
     ("Redis", "#9b1c4d", "#ff6f9f"),
     ("NATS", "#0f7f93", "#4fd0e3"),
     ("Kafka", "#4d5a2a", "#b9c98a"),
+    ("Aeron", "#2f8a2f", "#7fd67f"),
+    ("Chronicle", "#a0522d", "#e0a080"),
     ("sqlite3", "#64761a", "#b3c95a"),
     ("LMDB", "#4c5f8a", "#9db3e6"),
     ("", "#55606c", "#b5bfca"),

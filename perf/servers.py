@@ -14,6 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,31 +66,49 @@ class Server:
 
 # --- Java --------------------------------------------------------------------------------------------------------------
 
-KAFKA = ("org.apache.kafka", "kafka_2.13", "4.1.1")
-_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+
+@dataclass(frozen=True)
+class Artifact:
+    """Its version pins those of all that it needs, which its own POM names."""
+
+    group: str
+    name: str
+    version: str
+    without: tuple[str, ...] = ()  # group:name
+
+    def pom(self) -> str:
+        exclusion = "<exclusion><groupId>{}</groupId><artifactId>{}</artifactId></exclusion>"
+        exclusions = "".join(exclusion.format(*w.split(":")) for w in self.without)
+        return f"""<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
 <groupId>shmlog</groupId><artifactId>bench</artifactId><version>1</version><dependencies><dependency>
-<groupId>{0}</groupId><artifactId>{1}</artifactId><version>{2}</version></dependency></dependencies></project>"""
+<groupId>{self.group}</groupId><artifactId>{self.name}</artifactId><version>{self.version}</version>
+<exclusions>{exclusions}</exclusions></dependency></dependencies></project>"""
 
 
-def jars(artifact: tuple[str, str, str]) -> Path:
+KAFKA = Artifact("org.apache.kafka", "kafka_2.13", "4.1.1")
+AERON = Artifact("io.aeron", "aeron-driver", "1.51.0")
+CHRONICLE = Artifact("net.openhft", "chronicle-queue", "2026.4", without=("net.openhft:chronicle-analytics",))  # it would tell its makers of each start
+
+
+def jars(artifact: Artifact) -> Path:
     """Where an artifact and all that it needs is, if it was fetched."""
-    return results_directory() / "jars" / "-".join(artifact[1:])
+    return results_directory() / "jars" / f"{artifact.name}-{artifact.version}"
 
 
-def fetch(artifact: tuple[str, str, str], limit_s: float = 600) -> Path:
+def fetch(artifact: Artifact, limit_s: float = 600) -> Path:
     to = jars(artifact)
     if to.exists():
         return to
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent) as directory:
-        Path(directory, "pom.xml").write_text(_POM.format(*artifact))
-        command = ["mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=jars"]
+        Path(directory, "pom.xml").write_text(artifact.pom())
+        command = ["mvn", "-q", "-B", "-C", "dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=jars"]
         try:
             done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=limit_s, check=False)
         except subprocess.TimeoutExpired:
-            raise Failed(f"mvn did not fetch {artifact[1]} within {limit_s:g} s") from None
+            raise Failed(f"mvn did not fetch {artifact.name} within {limit_s:g} s") from None
         if done.returncode:
-            raise Failed(f"mvn could not fetch {artifact[1]}: {' '.join((done.stdout + done.stderr).strip().splitlines()[:1])[:200]}")
+            raise Failed(f"mvn could not fetch {artifact.name}: {' '.join((done.stdout + done.stderr).strip().splitlines()[:1])[:200]}")
         Path(directory, "jars").rename(to)
     return to
 

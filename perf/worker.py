@@ -42,7 +42,7 @@ def main(connection: Any, peer: Any, role: str, options: dict[str, Any]) -> None
         os.environ.update(peer.environment)
         if options.get("core") is not None:
             os.sched_setaffinity(0, {options["core"]})
-        work = ROLES[role](peer, options)
+        work: Any = peer.role(role, options) or ROLES[role](peer, options)
         for _ in range(3):
             next(work)
             connection.send(("ready", None))
@@ -58,7 +58,7 @@ def main(connection: Any, peer: Any, role: str, options: dict[str, Any]) -> None
         result.setdefault("wall_s", (time.monotonic_ns() - begin_ns) / 1e9)
         connection.send(("result", result))
         connection.recv()
-        work.close()  # type: ignore[attr-defined]
+        work.close()
         connection.send(("closed", None))
     except BaseException as error:
         with contextlib.suppress(OSError):  # nobody is there any more

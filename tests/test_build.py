@@ -140,7 +140,7 @@ def test_wheel_is_for_the_stable_abi_and_holds_no_source(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert "shmlog/_core.abi3.so" in names and "shmlog/py.typed" in names
-    assert {"shmlog/bench/peers/ours.py", "shmlog/bench/c_bench.c", "shmlog/bench/minimal_ring.h"} <= set(names)
+    assert {"shmlog/bench/peers/ours.py", "shmlog/bench/java/Bench.java", "shmlog/bench/c_bench.c", "shmlog/bench/minimal_ring.h"} <= set(names)
     assert not [name for name in names if name.startswith(("csrc/", "tests/", "perf/", "examples/"))]
 
 

@@ -1,4 +1,4 @@
-"""Adapters: how each candidate sends and receives bytes. All of them: ours, floors, libraries, brokers, stores.
+"""Adapters: how each candidate sends and receives bytes. All of them: ours, floors, libraries, brokers, stores, Java.
 
 An adapter of your own is a subclass of Peer, given as `shmlog bench --adapter module:Class`:
 
@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from .base import Peer, Receiver, Sender, Task, program
 from .brokers import Kafka, KafkaFlush, Nats, Redis, RedisAlways
 from .floors import BareMemory, FastRing, Ring
+from .jvm import Aeron, Chronicle
 from .libraries import Cloudtoid, FasterFifo, Iceoryx2, Kickmsg, Pipe, Queue, Zmq
 from .ours import Shmlog, ShmlogCffi, ShmlogDisk, ShmlogMemory, ShmlogMemoryViews, ShmlogViews
 from .stores import Lmdb, Sqlite
@@ -34,6 +35,7 @@ __all__ = ["PEERS", "Candidates", "Peer", "Receiver", "Sender", "Shmlog", "Shmlo
 PEERS: list[type[Peer]] = [
     Shmlog, ShmlogCffi, ShmlogViews, ShmlogMemory, ShmlogMemoryViews, ShmlogDisk, FastRing, Ring, BareMemory, Cloudtoid, Kickmsg, Iceoryx2,
     FasterFifo, Pipe, Queue, Zmq, Redis, RedisAlways, Nats, Kafka, KafkaFlush, Sqlite, Lmdb,
+    Aeron, Chronicle,
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -79,6 +79,7 @@ class Peer:
     can: frozenset[str] = frozenset({"latency", "rate"})
     lossless = True
     note = ""  # what a reader of the figures must know
+    slow_rounds = False  # they take seconds, however short what they measure: there are half as many
     environment: ClassVar[dict[str, str]] = {}  # of its ends, set before anything of it is imported there
     directory: str  # on the disk; made and removed by the harness
     memory_directory: str  # in /dev/shm; the same
@@ -98,6 +99,10 @@ class Peer:
 
     def receiver(self, channels: list[int]) -> Any:
         raise NotImplementedError
+
+    def role(self, role: str, options: dict[str, Any]) -> Iterator[dict[str, Any] | None] | None:
+        """For ends that are not in Python: what plays a role of worker.py in their stead, with its stops. None: worker.py does, by the two above."""
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}

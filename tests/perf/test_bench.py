@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmlog.bench import histogram, targets
+from shmlog.bench import harness, histogram, peers, targets
 from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent.parent
@@ -234,6 +234,86 @@ def test_every_question_answers(tmp_path: Path) -> None:
     assert {c["question"] for c in found["cells"]} == set(QUESTIONS)
     assert not [(c["id"], c["error"]) for c in found["cells"] if c["error"]]
     assert len(found["targets"]) > 25
+
+
+# --- peers in Java ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["Aeron IPC (Java)", "Chronicle Queue (Java)"])
+def java_peer(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """Where its jars were fetched already; a test does not use the network."""
+    (peer,) = (p for p in peers.PEERS if p.name == request.param)
+    if (why := peer.missing()) is not None:
+        pytest.skip(f"{peer.name}: {why}")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "jars").symlink_to(harness.results_directory().absolute() / "jars")
+    return peer
+
+
+def test_a_peer_in_java_takes_part_and_leaves_nothing(tmp_path: Path, java_peer: Any) -> None:
+    mark = f"SHMLOG_TEST_BENCH={os.getpid()}-{tmp_path.name}"
+    key, _, value = mark.partition("=")
+    before = set(os.listdir("/dev/shm"))
+    done = bench(tmp_path, "latency", "rate", "paced", "durable", "--peer", java_peer.name, "--peer", "Pipe", **{key: value})
+    assert done.returncode == 0, done.stderr
+    cells = [c for c in results(tmp_path)["cells"] if c["peer"] == java_peer.name]
+    assert {c["question"] for c in cells} == {"latency", "rate", "paced"} | ({"durable"} & java_peer.can)
+    assert not [(c["id"], c["error"]) for c in cells if c["error"]]
+    for cell in cells:
+        figures = {name: f["median"] for name, f in cell["figures"].items()}
+        assert figures.get("lost_percent", 0) == 0 and figures.get("send_cpu_us", 0) >= 0, cell["id"]
+        if cell["question"] in ("latency", "paced", "durable"):
+            used = [r for r in cell["rounds"] if r["quiet"]] or cell["rounds"]
+            count = histogram.decode(cell["histogram"]).get_total_count()
+            assert count > 0 and (cell["question"] != "latency" or count == sum(r["figures"]["round_trips"] for r in used))
+        else:
+            assert figures["records_per_s"] > 0
+    (about,) = (p for p in results(tmp_path)["peers"] if p["name"] == java_peer.name)
+    assert about["version"] == java_peer.artifact.version and "in Java" in about["note"]
+    until(lambda: not marked(mark), f"{marked(mark)} ended")
+    assert not list((tmp_path / "runs" / "scratch").iterdir())
+    assert not [name for name in set(os.listdir("/dev/shm")) - before if "aeron" in name or f"shmlog-bench-{os.getpid()}" in name]
+
+
+def test_ends_in_java_die_with_the_harness(tmp_path: Path, java_peer: Any) -> None:
+    mark = f"SHMLOG_TEST_BENCH={os.getpid()}-{tmp_path.name}"
+    key, _, value = mark.partition("=")
+    arguments = ("rate", "--peer", java_peer.name, "--seconds", "30", "--limit", "200")
+    with open(tmp_path / "err", "wb") as err:
+        process = subprocess.Popen(command(tmp_path, *arguments), env=environment(tmp_path, **{key: value}), stdout=err, stderr=err, cwd=tmp_path)
+    until(lambda: process.poll() is not None or sum(" role=" in c for c in marked(mark)) == 2, "two ends run in Java")
+    assert process.poll() is None, (tmp_path / "err").read_text()
+    process.kill()
+    process.wait(DEADLINE_S)
+    until(lambda: not marked(mark), f"{marked(mark)} ended")
+    harness.sweep()  # as the next run does: what it kept in memory
+    assert not list(Path("/dev/shm").glob(f"shmlog-bench-{process.pid}-*"))
+
+
+def test_an_end_in_java_that_fails_says_why(tmp_path: Path, java_peer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHMLOG_BENCH_DIR", str(tmp_path / "runs"))
+    with harness.started(java_peer(peers.Task(64))) as peer:
+        peer.library = "NoSuchEnds"
+        end = peer.role("committer", {"seconds": 0.01})
+        with pytest.raises(RuntimeError, match=r"Java ended: .*NoSuchEnds"):
+            for _ in range(2):
+                next(end)
+
+
+def test_without_jars_or_java_a_peer_is_left_out_in_one_line(tmp_path: Path) -> None:
+    def missing(**more: str) -> dict[str, str]:
+        done = bench(tmp_path, "--list", "--json", **more)
+        return {p["name"]: p["missing"] for p in json.loads(done.stdout)}
+
+    nowhere = str(tmp_path / "nowhere")
+    assert all("no program java, javac" in missing(PATH=nowhere)[name] for name in ("Aeron IPC (Java)", "Chronicle Queue (Java)"))
+    (tmp_path / "bin").mkdir()
+    for name in ("java", "javac"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    assert all("--fetch" in missing(PATH=str(tmp_path / "bin"))[name] for name in ("Aeron IPC (Java)", "Chronicle Queue (Java)"))
+    told = bench(tmp_path, "--fetch", "--list", PATH=nowhere).stderr.splitlines()
+    assert told == [f"without {name}: no program java, mvn" for name in ("Kafka", "Aeron", "Chronicle Queue")]
 
 
 # --- what is computed ---------------------------------------------------------------------------------------------------
