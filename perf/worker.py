@@ -58,7 +58,7 @@ def main(connection: Any, peer: Any, role: str, options: dict[str, Any]) -> None
         result.setdefault("wall_s", (time.monotonic_ns() - begin_ns) / 1e9)
         connection.send(("result", result))
         connection.recv()
-        work.close()
+        next(work, None)  # it closes what it opened
         connection.send(("closed", None))
     except BaseException as error:
         with contextlib.suppress(OSError):  # nobody is there any more
