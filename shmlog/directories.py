@@ -41,6 +41,7 @@ class EpochsFile(msgspec.Struct, frozen=True):
     broker_epoch: int = 0
     leader_epoch: int = 0  # the highest that this broker was given for any partition
     config: dict[str, str] = {}  # of the cluster
+    elsewhere: dict[int, str] = {}  # brokers whose directories lie outside of the data directories
 
 
 class Partition(msgspec.Struct, frozen=True):
@@ -108,7 +109,9 @@ def scan(data_dirs: Sequence[str]) -> list[Broker]:
             directory = os.path.join(data, entry)
             if role == "broker" and number.isdecimal() and os.path.isdir(directory):
                 found.append(_broker(int(number), directory))
-    return found
+    known = {b.directory for b in found}
+    newest = max((b.epochs for b in found), key=lambda epochs: epochs.view_version, default=EpochsFile())
+    return found + [_broker(id, directory) for id, directory in sorted(newest.elsewhere.items()) if directory not in known and os.path.isdir(directory)]
 
 
 def owner(directory: str) -> bytes:

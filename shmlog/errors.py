@@ -237,6 +237,12 @@ class ElectionNotNeededError(ShmlogError):
     code = 84
 
 
+class DuplicateBrokerRegistrationError(ShmlogError):
+    """A broker of this id is there already."""
+
+    code = 101
+
+
 class NotControllerError(ShmlogError):
     """Another coordinator is the active one."""
 

@@ -82,6 +82,7 @@ class ClusterView(msgspec.Struct, frozen=True):
     owner_start_ticks: int = 0
     temporary: bool = False  # its data goes when it goes
     format: int = 1
+    retired: dict[int, int] = {}  # brokers that were forgotten -> their last broker epoch: one of the same id goes on from there
 
 
 class LazyClusterView(msgspec.Struct, frozen=True):
@@ -102,6 +103,7 @@ class LazyClusterView(msgspec.Struct, frozen=True):
     owner_start_ticks: int = 0
     temporary: bool = False
     format: int = 1
+    retired: dict[int, int] = {}
 
 
 # --- requests of clients, and their replies ----------------------------------------------------------------------------
@@ -186,6 +188,21 @@ class ElectLeaders(_Message, frozen=True):
 
     partitions: tuple[tuple[str, int], ...]
     unclean: bool = False
+
+
+class AddBroker(_Message, frozen=True):
+    """A further broker. The client chooses the id (one that is not in its view), so that a repeated request does not add two. -> BrokerAdded when it
+    is ready and the store knows it; Failure if it could not be started, and then there is no such broker."""
+
+    broker_id: int
+    data_dir: str = ""  # "": beside the others
+    repeated: bool = False
+
+
+class BrokerAdded(_Message, frozen=True):
+    broker_id: int
+    pid: int
+    directory: str
 
 
 class DescribeCluster(_Message, frozen=True):
@@ -381,8 +398,8 @@ class StartOutcome(_Message, frozen=True):
 
 Message = Union[  # noqa: UP007 (msgspec wants a real Union at run time)
     Register, Registered, Unregister, CreateTopics, DeleteTopics, DeleteNamespace, CreatePartitions, AlterTopicConfigs, DeleteRecords, ElectLeaders,
-    AlterIsr, DescribeCluster, Described, Shutdown, Failure, Done, Results, Trims, BrokerStart, BrokerReady, BrokerApplied, BrokerFailed,
-    ViewChanged, Trim, Trimmed, BrokerStop, BrokerStopped, StartOptions, Fork, Forked, EndSpare, StartOutcome,
+    AddBroker, BrokerAdded, AlterIsr, DescribeCluster, Described, Shutdown, Failure, Done, Results, Trims, BrokerStart, BrokerReady, BrokerApplied,
+    BrokerFailed, ViewChanged, Trim, Trimmed, BrokerStop, BrokerStopped, StartOptions, Fork, Forked, EndSpare, StartOutcome,
 ]  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
@@ -526,6 +543,11 @@ def split_name(name: str) -> tuple[str, str]:
     """An internal name's namespace ("" for none) and topic."""
     namespace, slash, topic = name.rpartition("/")
     return (namespace, topic) if slash else ("", name)
+
+
+def directories_elsewhere(view: ClusterView) -> dict[int, str]:
+    """Of brokers that were added with a directory outside of the data directories. What else lies beside them is nobody's business."""
+    return {b.id: b.directory for b in view.brokers.values() if b.directory and os.path.dirname(b.directory) not in view.data_dirs}
 
 
 def partition_directory(broker_directory: str, topic: str, partition: int, topic_id: bytes) -> str:

@@ -28,6 +28,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import msgspec
+
 from shmlog import config, directories, shm
 from shmlog import messages as m
 from shmlog._ffi import check, ffi, lib, raise_code
@@ -593,9 +595,9 @@ class Broker:
         if was is None:
             was = directories.read_epochs(self.start.directory)
         now = directories.EpochsFile(
-            view.boot_counter, view.version, self.start.broker_epoch, max(leader_epoch, was.leader_epoch), view.config
+            view.boot_counter, view.version, self.start.broker_epoch, max(leader_epoch, was.leader_epoch), view.config, m.directories_elsewhere(view)
         )
-        if self.epochs is not None and (now.leader_epoch, now.config, now.boot_counter) == (was.leader_epoch, was.config, was.boot_counter):
+        if self.epochs is not None and msgspec.structs.replace(now, view_version=was.view_version) == was:
             return  # a view version alone is not worth a write: a rebuilt cluster begins far above
         try:
             directories.write_epochs(self.start.directory, now, sync=now.boot_counter != was.boot_counter)

@@ -267,6 +267,21 @@ class Admin:
 
     perform_leader_election = elect_leaders  # kafka-python's name
 
+    # --- brokers ---
+
+    def add_broker(self, data_dir: str | None = None, timeout_ms: float | None = None) -> dict[str, Any]:
+        """Starts a further broker, with a directory beside the others or in data_dir; a restart of the cluster brings it again. {"broker_id", "pid",
+        "directory"} once it is ready. It has no partitions yet: reassign_partitions() and new topics give it some. What keeps it from starting is
+        raised (StorageError, ...), and then there is no such broker."""
+        session = self._open()
+        while True:
+            broker_id = next(id for id in range(len(session.view.brokers) + 1) if id not in session.view.brokers)
+            try:
+                added = session.request(messages.AddBroker(broker_id, os.path.realpath(data_dir) if data_dir else ""), self._timeout(timeout_ms))
+            except errors.DuplicateBrokerRegistrationError:
+                continue  # somebody else adds one too, and was quicker
+            return {"broker_id": added.broker_id, "pid": added.pid, "directory": added.directory or None}
+
     # --- groups, moves of replicas: not yet ---
 
     def _later(self, what: str) -> errors.ShmlogError:

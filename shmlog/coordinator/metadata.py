@@ -20,6 +20,7 @@ import msgspec
 from shmlog import config
 from shmlog.coordinator import elections
 from shmlog.errors import (
+    DuplicateBrokerRegistrationError,
     IllegalArgumentError,
     InvalidConfigurationError,
     InvalidPartitionsError,
@@ -90,24 +91,21 @@ def configured(view: ClusterView, options: StartOptions) -> ClusterView:
             key="data",
             hint="start it with the same --data, or stop and wipe it first: `shmlog down --wipe`",
         )
-    brokers = dict(view.brokers)
-    for broker_id in sorted(brokers, reverse=True):
-        if broker_id < wanted:
-            break
-        needed = sum(broker_id in p.replicas for t in view.topics.values() for p in t.partitions)
-        needed += sum(p.leader == broker_id or broker_id in p.followers for p in view.deleting)
+    while len(view.brokers) > wanted:
+        broker_id = max(view.brokers)
+        needed = parts_of(view, broker_id)
         if needed:
             raise InvalidConfigurationError(
-                f"broker {broker_id} has {needed} partitions; the cluster cannot go on with {wanted} brokers", key="brokers"
+                f"broker {broker_id} has {needed} partitions; the cluster cannot go on with {wanted} brokers",
+                key="brokers",
+                hint=f"`shmlog up`, then `shmlog broker retire {broker_id}` gives them to the others",
             )
-        del brokers[broker_id]
-    for broker_id in range(wanted):
-        if broker_id not in brokers:
-            brokers[broker_id] = BrokerView(broker_id, FIRST_BROKER_PROCESS + broker_id, 0, broker_directory(view.data_dirs, broker_id))
+        view = forget_broker(view, broker_id)
+    while len(view.brokers) < wanted:
+        view = add_broker(view, free_broker_id(view.brokers))
     typed = config.cluster_config(options.config, config.cluster_config(view.config))
     return msgspec.structs.replace(
         view,
-        brokers=brokers,
         config=config.to_strings(typed, changed_only=True),
         state_dir=options.state_dir or view.state_dir,
         owner_pid=options.owner_pid,
@@ -116,11 +114,44 @@ def configured(view: ClusterView, options: StartOptions) -> ClusterView:
     )
 
 
+def free_broker_id(brokers: Iterable[int]) -> int:
+    taken = set(brokers)
+    return next(id for id in range(len(taken) + 1) if id not in taken)
+
+
+def parts_of(view: ClusterView, broker_id: int) -> int:
+    """Partitions, also of deleted topics, of which this broker has anything."""
+    count = sum(broker_id in p.replicas for t in view.topics.values() for p in t.partitions)
+    return count + sum(p.leader == broker_id or broker_id in p.followers for p in view.deleting)
+
+
+def add_broker(view: ClusterView, broker_id: int, data_dir: str = "") -> ClusterView:
+    if broker_id in view.brokers:
+        raise DuplicateBrokerRegistrationError(f"there is a broker {broker_id} already")
+    if not 0 <= broker_id < MAX_BROKERS:
+        raise IllegalArgumentError(f"a cluster has at most {MAX_BROKERS} brokers, 0 to {MAX_BROKERS - 1}; {broker_id} is none of them")
+    if data_dir and not view.data_dirs:
+        raise InvalidConfigurationError(f"the cluster keeps nothing on disk (--data none), so broker {broker_id} has no use for {data_dir}", key="data")
+    directory = broker_directory((data_dir,) if data_dir else view.data_dirs, broker_id)
+    added = BrokerView(broker_id, FIRST_BROKER_PROCESS + broker_id, view.retired.get(broker_id, 0), directory)
+    retired = {id: epoch for id, epoch in view.retired.items() if id != broker_id}
+    return msgspec.structs.replace(view, brokers={**view.brokers, broker_id: added}, retired=retired)
+
+
+def forget_broker(view: ClusterView, broker_id: int) -> ClusterView:
+    """It has nothing any more (parts_of()). Its epoch is kept: one that gets its id must not be taken for it."""
+    brokers = {id: b for id, b in view.brokers.items() if id != broker_id}
+    return msgspec.structs.replace(view, brokers=brokers, retired={**view.retired, broker_id: view.brokers[broker_id].broker_epoch})
+
+
 def relocated(view: ClusterView, data_dirs: Sequence[str]) -> ClusterView:
     """The view of a cluster whose directories were moved: they are found where its database was found, in the same order."""
     if len(data_dirs) != len(view.data_dirs):
         return view  # another number of them: configured() refuses
-    brokers = {b.id: msgspec.structs.replace(b, directory=broker_directory(data_dirs, b.id)) for b in view.brokers.values()}
+    usual = {b.id for b in view.brokers.values() if b.directory == broker_directory(view.data_dirs, b.id)}  # the others were added elsewhere
+    brokers = {
+        b.id: msgspec.structs.replace(b, directory=broker_directory(data_dirs, b.id)) if b.id in usual else b for b in view.brokers.values()
+    }
     return msgspec.structs.replace(view, data_dirs=tuple(data_dirs), brokers=brokers)
 
 
@@ -138,7 +169,8 @@ def restarted(view: ClusterView, clean: bool) -> ClusterView:
         )
         for t in view.topics.values()
     }
-    return elections.without_leaders(msgspec.structs.replace(view, version=view.version + jump, brokers=brokers, topics=topics))
+    retired = {id: epoch + jump for id, epoch in view.retired.items()}
+    return elections.without_leaders(msgspec.structs.replace(view, version=view.version + jump, brokers=brokers, topics=topics, retired=retired))
 
 
 def next_view(view: ClusterView, coordinator_epoch: int, **changes: object) -> ClusterView:

@@ -258,6 +258,7 @@ class Coordinator:
             m.BrokerFailed: supervision.broker_failed,
             m.AlterIsr: supervision.alter_isr,
             m.ElectLeaders: supervision.elect_leaders,
+            m.AddBroker: supervision.add_broker,
         }
 
     def _handle(self, connection: Connection, message: Any) -> None:

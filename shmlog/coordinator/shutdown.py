@@ -132,6 +132,6 @@ class Shutdown:
         view = self.decisions.view or self.decisions.memory.read_view(self.decisions.memory.view_version())
         shm.remove_cluster(self.decisions.prefix)
         if view is not None and view.temporary:
-            for directory in {*view.data_dirs, view.state_dir}:
+            for directory in {*view.data_dirs, view.state_dir, *m.directories_elsewhere(view).values()}:
                 shutil.rmtree(directory, ignore_errors=True)
         shm.remove_run_dir(self.run_dir)

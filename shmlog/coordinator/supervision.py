@@ -47,6 +47,7 @@ class Broker:
         self.deaths_unready = 0
         self.start_at_ns = 0  # not before; 0: at once
         self.failure: m.Failure | None = None
+        self.adding: list[Reply] = []  # who waits for its first start
         self.stopped = False  # in a shutdown: it has reported that all is safe
 
     @property
@@ -174,16 +175,49 @@ class Supervision:
             broker.deaths_unready += 1
             log(f"broker {broker.id} (pid {broker.pid}) died before it was ready ({broker.deaths_unready})")
             broker.start_at_ns = died + min(50 * MS * 2**broker.deaths_unready, RESTART_DELAY_MAX_NS)
+            if broker.adding and (broker.failure or broker.deaths_unready >= STARTS_MAX) and not metadata.parts_of(self.decisions.view, broker.id):
+                self._give_up_adding(broker)
+                return
             if self.report.fd >= 0 and (broker.failure or broker.deaths_unready >= STARTS_MAX):
                 self._give_up_start(broker)
                 return
         self.start_brokers()
 
-    def _give_up_start(self, broker: Broker) -> None:
-        """The first start failed: say why, and take down what there is; data on disk and memory of an earlier run stay."""
+    def _why_not_started(self, broker: Broker) -> m.Failure:
         path = spare_process.log_path(self.decisions.view.state_dir, f"broker-{broker.id}")
         died = BrokerNotRunningError(f"broker {broker.id} died {broker.deaths_unready} times while starting; its log is {path}")
-        failure = broker.failure or m.failure_of(died)
+        return broker.failure or m.failure_of(died)
+
+    def add_broker(self, connection: Connection, message: m.AddBroker, reply: Reply) -> None:
+        """Killed before the reply: the successor starts it, and the repeated request finds it in the view."""
+        if self.stopping:
+            raise IllegalStateError("the cluster is going down")
+        if message.broker_id not in self.decisions.view.brokers or not message.repeated:
+            self.decisions.decide(metadata.add_broker(self.decisions.view, message.broker_id, message.data_dir))
+            self.brokers[message.broker_id] = Broker(message.broker_id)  # the loop starts it
+        broker = self.brokers[message.broker_id]
+        broker.adding.append(reply)
+        if broker.ready:
+            self._added(broker)
+
+    def _added(self, broker: Broker) -> None:
+        waiting, broker.adding = broker.adding, []
+        for reply in waiting:
+            self.decisions.reply_when_stored(reply, m.BrokerAdded(broker.id, broker.pid, self.decisions.view.brokers[broker.id].directory))
+
+    def _give_up_adding(self, broker: Broker) -> None:
+        failure = self._why_not_started(broker)
+        self._forget(broker)
+        for reply in broker.adding:
+            reply(failure)
+
+    def _forget(self, broker: Broker) -> None:
+        self.decisions.decide(metadata.forget_broker(self.decisions.view, broker.id))
+        del self.brokers[broker.id]
+
+    def _give_up_start(self, broker: Broker) -> None:
+        """The first start failed: say why, and take down what there is; data on disk and memory of an earlier run stay."""
+        failure = self._why_not_started(broker)
         for other in self.brokers.values():
             if other.running:
                 proc.kill(other.pidfd)
@@ -212,6 +246,7 @@ class Supervision:
         if message.view_version < self.decisions.view.version:
             self.connections.send(connection, m.ViewChanged(self.decisions.view.version))
         lib.sl_view_changed(self.decisions.control)
+        self._added(broker)
         self.check_ready()
         if self.stopping and not broker.stopped:
             self.connections.send(connection, self.stopping.message())

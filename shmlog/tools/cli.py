@@ -529,9 +529,9 @@ def elect(names: tuple[str, ...], partition: int | None, unclean: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@cli.group(examples=("shmlog broker list",))
+@cli.group(examples=("shmlog broker list", "shmlog broker add", "shmlog broker retire 2"))
 def broker() -> None:
-    """Look at the brokers."""
+    """Look at the brokers, add one, retire one."""
 
 
 @broker.command("list", examples=("shmlog broker list", "shmlog broker list --json"))
@@ -559,6 +559,16 @@ def list_brokers() -> None:
     cells = [head, *((*line, row["directory"] or "memory only") for line, row in zip(lines, rows, strict=True))]
     for text in table(cells, _mark(bold=True), right=(0, 1, 3, 4, 5, 6), mark=lambda row: None):
         print(text)
+
+
+@broker.command(examples=("shmlog broker add", "shmlog broker add --data /mnt/disk2"))
+@click.option("--data", "data_dir", metavar="DIR", help="Where its logs lie; default: beside those of the others.")
+def add(data_dir: str | None) -> None:
+    """Start a further broker. It stays: `up` brings it again after a `down`. `topic move` and new topics give it partitions."""
+    with _admin() as admin:
+        added = admin.add_broker(data_dir)
+    where = f"data in {added['directory']}" if added["directory"] else "memory only"
+    _say(f"broker {added['broker_id']} is up: pid {added['pid']}, {where}", **added)
 
 
 # --- records -----------------------------------------------------------------------------------------------------------

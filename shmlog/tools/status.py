@@ -170,7 +170,7 @@ def _from_memory(attached: Attached, address: config.Address, topic: str | None)
         "shm_bytes": shm.used_bytes(attached.prefix),
         "shm_budget_bytes": int(control.memory_max_bytes),
         "shm_free_bytes": shm.free_bytes(),
-        "disk_bytes": sum(used_bytes(directory) for directory in view.data_dirs),
+        "disk_bytes": sum(used_bytes(directory) for directory in (*view.data_dirs, *messages.directories_elsewhere(view).values())),
     }
 
 
@@ -200,7 +200,7 @@ def _from_disk(view: ClusterView, address: config.Address, topic: str | None) ->
         "shm_bytes": 0,
         "shm_budget_bytes": 0,
         "shm_free_bytes": shm.free_bytes(),
-        "disk_bytes": sum(used_bytes(directory) for directory in view.data_dirs),
+        "disk_bytes": sum(used_bytes(directory) for directory in (*view.data_dirs, *messages.directories_elsewhere(view).values())),
     }
 
 

@@ -27,7 +27,7 @@ from shmlog.types import Record
 DEADLINE_S = 60.0
 COMMANDS = [
     "up", "down", "status", "top", "topic create", "topic list", "topic describe", "topic alter", "topic delete", "topic trim", "topic add-partitions",
-    "topic elect", "broker list", "produce", "consume", "verify", "dump", "doctor", "logs", "config explain", "bench", "run",
+    "topic elect", "broker list", "broker add", "produce", "consume", "verify", "dump", "doctor", "logs", "config explain", "bench", "run",
 ]  # fmt: skip
 
 
@@ -390,6 +390,7 @@ MISTAKES = {
     "an empty delimiter": ("produce there -D ", 1, "delimiter is empty"),
     "a header that is none": ("produce there -H novalue", 2, "not key=value"),
     "a replication factor beyond the brokers": ("topic create u -r 9", 1, "9"),
+    "a directory for a broker that cannot be made": ("broker add --data /proc/nothing", 1, "/proc/nothing"),
     "too many partitions": ("topic create u -p 99999", 1, "99999"),
     "a role that is none": ("logs nobody", 1, "no log of 'nobody'"),
     "a process that cannot be run": ("run broker", 1, "run coordinator"),
