@@ -35,6 +35,17 @@ class PartitionView(msgspec.Struct, frozen=True, array_like=True):
     leader_epoch: int
     replicas: tuple[int, ...]
     isr: tuple[int, ...]
+    target: tuple[int, ...] = ()  # while it is moved: the replicas it will have; `replicas` has those and the ones it had
+    adding: tuple[int, ...] = ()  # those of them that it had not before
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """Without the move that is under way."""
+        return tuple(r for r in self.replicas if r not in self.adding)
+
+    @property
+    def removing(self) -> tuple[int, ...]:
+        return tuple(r for r in self.replicas if r not in self.target) if self.target else ()
 
 
 class TopicView(msgspec.Struct, frozen=True, array_like=True):
@@ -51,6 +62,7 @@ class BrokerView(msgspec.Struct, frozen=True, array_like=True):
     process: int  # index in control.processes: its bell, its pid
     broker_epoch: int  # grows with every start of this broker, over boots too
     directory: str  # "<data dir>/broker-<id>"; "": memory only
+    retiring: bool = False  # its partitions go to others, then it is forgotten
 
 
 class DeletingPartition(msgspec.Struct, frozen=True, array_like=True):
@@ -62,6 +74,16 @@ class DeletingPartition(msgspec.Struct, frozen=True, array_like=True):
     partition: int
     leader: int  # removes the memory and its files; REMOVED when it has
     followers: tuple[int, ...] = ()  # have to remove their files
+
+
+class DroppedReplica(msgspec.Struct, frozen=True, array_like=True):
+    """A replica that has left its partition's list, until its broker has removed the files."""
+
+    block: int
+    topic_id: bytes
+    topic: str
+    partition: int
+    broker: int
 
 
 class ClusterView(msgspec.Struct, frozen=True):
@@ -83,6 +105,7 @@ class ClusterView(msgspec.Struct, frozen=True):
     temporary: bool = False  # its data goes when it goes
     format: int = 1
     retired: dict[int, int] = {}  # brokers that were forgotten -> their last broker epoch: one of the same id goes on from there
+    dropped: tuple[DroppedReplica, ...] = ()
 
 
 class LazyClusterView(msgspec.Struct, frozen=True):
@@ -104,6 +127,7 @@ class LazyClusterView(msgspec.Struct, frozen=True):
     temporary: bool = False
     format: int = 1
     retired: dict[int, int] = {}
+    dropped: tuple[DroppedReplica, ...] = ()
 
 
 # --- requests of clients, and their replies ----------------------------------------------------------------------------
@@ -188,6 +212,14 @@ class ElectLeaders(_Message, frozen=True):
 
     partitions: tuple[tuple[str, int], ...]
     unclean: bool = False
+
+
+class ReassignPartitions(_Message, frozen=True):
+    """Moves (topic, partition, replicas); None for the replicas turns a move round. -> Results in the same order; the moves then go on by themselves.
+    The same twice is the same."""
+
+    partitions: tuple[tuple[str, int, tuple[int, ...] | None], ...]
+    repeated: bool = False
 
 
 class AddBroker(_Message, frozen=True):
@@ -306,6 +338,7 @@ class BrokerApplied(_Message, frozen=True):
     broker_epoch: int
     view_version: int
     removed: tuple[tuple[int, bytes], ...] = ()
+    dropped: tuple[tuple[int, bytes], ...] = ()  # replicas whose files are gone (ClusterView.dropped)
 
 
 class BrokerFailed(_Message, frozen=True):
@@ -398,8 +431,8 @@ class StartOutcome(_Message, frozen=True):
 
 Message = Union[  # noqa: UP007 (msgspec wants a real Union at run time)
     Register, Registered, Unregister, CreateTopics, DeleteTopics, DeleteNamespace, CreatePartitions, AlterTopicConfigs, DeleteRecords, ElectLeaders,
-    AddBroker, BrokerAdded, AlterIsr, DescribeCluster, Described, Shutdown, Failure, Done, Results, Trims, BrokerStart, BrokerReady, BrokerApplied,
-    BrokerFailed, ViewChanged, Trim, Trimmed, BrokerStop, BrokerStopped, StartOptions, Fork, Forked, EndSpare, StartOutcome,
+    ReassignPartitions, AddBroker, BrokerAdded, AlterIsr, DescribeCluster, Described, Shutdown, Failure, Done, Results, Trims, BrokerStart, BrokerReady,
+    BrokerApplied, BrokerFailed, ViewChanged, Trim, Trimmed, BrokerStop, BrokerStopped, StartOptions, Fork, Forked, EndSpare, StartOutcome,
 ]  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -33,7 +33,7 @@ import msgspec
 from shmlog import config, directories, shm
 from shmlog import messages as m
 from shmlog._ffi import check, ffi, lib, raise_code
-from shmlog.broker import recovery, retention
+from shmlog.broker import factor, recovery, retention
 from shmlog.clock import MS, NS, monotonic_ns, wall_ns
 from shmlog.errors import (
     IllegalStateError,
@@ -435,7 +435,7 @@ class Broker:
             if p.leader == self.start.broker_id
         }
         self._write_epochs(view, max((p.leader_epoch for _, _, p in wanted.values()), default=0))
-        removed = []
+        removed, dropped = [], []
         for gone in view.deleting:
             if gone.leader == self.start.broker_id:
                 self._remove(gone)
@@ -465,23 +465,25 @@ class Broker:
                     self._write_topic(role.directory, view.topics[role.topic])
                 self.replication.follow(role)
                 self.roles[role.block] = role
-        self._send_applied(view.version, removed)
+        for left in view.dropped:
+            if left.broker == self.start.broker_id:
+                self._remove_directory(m.partition_directory(self.start.directory, left.topic, left.partition, left.topic_id))
+                dropped.append((left.block, left.topic_id))
+        self._send_applied(view.version, removed, dropped)
 
     # --- replicas ---
 
     def _roles(self, view: m.ClusterView) -> dict[int, Role]:
         """The replicated partitions in which this broker has a part."""
-        if not any(len(topic.partitions[0].replicas) > 1 for topic in view.topics.values()):
+        if not any(len(p.replicas) > 1 for topic in view.topics.values() for p in topic.partitions):
             return {}
         from shmlog.broker.replication import Role
 
         me, found = self.start.broker_id, {}
         for topic in view.topics.values():
-            if len(topic.partitions[0].replicas) < 2:
-                continue
             typed = config.topic_config(topic.config)
             for number, p in enumerate(topic.partitions):
-                if me in p.replicas:
+                if me in p.replicas and len(p.replicas) > 1:
                     directory = m.partition_directory(self.start.directory, topic.name, number, topic.topic_id)
                     found[p.block] = Role(
                         topic.name, topic.topic_id, number, p.block, p.leader, p.leader_epoch, p.replicas, p.isr, typed.min_insync_replicas,
@@ -548,9 +550,9 @@ class Broker:
                 found.append(m.ReplicaReport(role.block, role.topic_id, epoch, recovered.end - recovered.missing))
         return found
 
-    def _send_applied(self, version: int, removed: list[tuple[int, bytes]]) -> None:
-        if self.connection is not None and removed:
-            self._send(m.BrokerApplied(self.start.broker_id, self.start.broker_epoch, version, tuple(removed)))
+    def _send_applied(self, version: int, removed: list[tuple[int, bytes]], dropped: list[tuple[int, bytes]]) -> None:
+        if self.connection is not None and (removed or dropped):
+            self._send(m.BrokerApplied(self.start.broker_id, self.start.broker_epoch, version, tuple(removed), tuple(dropped)))
 
     def _take_over(self, topic: m.TopicView, number: int, view: m.PartitionView) -> None:
         directory = ""
@@ -624,9 +626,13 @@ class Broker:
         partition.written_end = base - missing
         given = self._options(partition, base)
         given.missing = missing
+        if partition.replicated and self._in_memory(words):
+            factor.before_opening(self.cluster, self.row, partition.block, partition.leader_epoch)
         code = lib.sl_broker_add(self.handle, given)
         if code < 0:
             raise_code(code, f"{partition} cannot be opened: {ffi.string(lib.sl_strerror(code)).decode()}")
+        if not partition.replicated:
+            factor.after_opening(self.cluster, self.row, partition.block, partition.leader_epoch)
         if start > partition.offset("log_start"):
             check(lib.sl_broker_trim(self.handle, partition.block, start))
         partition.seen_end = self._end(partition)

@@ -267,6 +267,44 @@ class Admin:
 
     perform_leader_election = elect_leaders  # kafka-python's name
 
+    # --- moves of replicas ---
+
+    def reassign_partitions(
+        self, reassignments: Mapping[TopicPartition, Iterable[int] | None], timeout_ms: float | None = None, raise_errors: bool = True
+    ) -> dict[TopicPartition, dict[str, Any]]:
+        """Gives partitions other replicas: {TopicPartition: [broker ids]}, the first being the one that should lead; more or fewer of them change the
+        replication factor; None takes back a move that is under way. {tp: {"error_code", "error_message"}}.
+
+        It returns when the moves are begun, durably: the new replicas copy, come in sync, one of them leads if the leader leaves, and the old ones go,
+        while producers and consumers go on. list_partition_reassignments() shows what is under way. InvalidReplicationAssignmentError (no such
+        broker, named twice, down, retiring), InvalidReplicationFactorError, NoReassignmentInProgressError, NotEnoughReplicasError.
+        """
+        session = self._open()
+        wanted = {
+            TopicPartition(topic, _int(n, "a partition")): None if to is None else tuple(_int(r, "a broker's id") for r in to)
+            for (topic, n), to in reassignments.items()
+        }
+        request = messages.ReassignPartitions(tuple((_internal(session, tp.topic), tp.partition, to) for tp, to in wanted.items()))
+        failures = self._results(request, timeout_ms)
+        result = {tp: _outcome(f) for tp, f in zip(wanted, failures, strict=True)}
+        _finish({}, failures, raise_errors)
+        return result
+
+    alter_partition_reassignments = reassign_partitions  # kafka-python's name
+
+    def list_partition_reassignments(self, topic_partitions: Iterable[TopicPartition] | None = None) -> dict[TopicPartition, dict[str, list[int]]]:
+        """Moves under way: {tp: {"replicas", "adding_replicas", "removing_replicas"}}."""
+        session = self._open()
+        named = None if topic_partitions is None else {TopicPartition(*tp) for tp in topic_partitions}
+        found = {}
+        for name in session.topics():
+            topic = session.topic(name)
+            for n, p in enumerate(topic.partitions if topic else ()):
+                tp = TopicPartition(name, n)
+                if p.target and (named is None or tp in named):
+                    found[tp] = {"replicas": list(p.replicas), "adding_replicas": list(p.adding), "removing_replicas": list(p.removing)}
+        return found
+
     # --- brokers ---
 
     def add_broker(self, data_dir: str | None = None, timeout_ms: float | None = None) -> dict[str, Any]:
@@ -299,9 +337,6 @@ class Admin:
 
     def alter_group_offsets(self, group_id: str, offsets: Any) -> Any:
         raise self._later("alter_group_offsets(): consumer groups")
-
-    def reassign_partitions(self, *args: Any, **keywords: Any) -> Any:
-        raise self._later("reassign_partitions()")
 
     # --- changes ---
 
@@ -390,6 +425,8 @@ class Admin:
                     "replicas": list(p.replicas),
                     "isr_nodes": list(p.isr),
                     "isr": list(p.isr),
+                    "adding_replicas": list(p.adding),
+                    "removing_replicas": list(p.removing),
                     "offline_replicas": [],
                     "log_start_offset": int(out.log_start),
                     "high_watermark": int(out.high_watermark),

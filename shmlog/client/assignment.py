@@ -213,7 +213,7 @@ class Assignment(ConsumerRow):
 
     def _move_files(self, tp: TopicPartition, part: Assigned, view: Any) -> None:
         """Another replica leads: its files are read from now on. Both have all that was committed, so nothing changes for the reader."""
-        if view.topic_id != part.topic_id or len(view.partitions[tp.partition].replicas) < 2:
+        if view.topic_id != part.topic_id:
             return
         directory = self._session.partition_directory(tp.topic, tp.partition)
         if directory is not None and directory != part.directory:

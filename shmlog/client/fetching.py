@@ -65,6 +65,8 @@ class Fetching(Positions):
                 return 0
             if n in (lib.SL_E_AGAIN, lib.SL_E_INTR, lib.SL_E_TIMEOUT, lib.SL_E_FENCED):
                 return 0
+            if self._version != self._session.version_word[0]:
+                return 0  # another broker may lead, and the files that we read be gone: first by the new view
             self._raise(part, n)
         return 0
 

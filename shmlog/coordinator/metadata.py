@@ -256,7 +256,7 @@ def create_topics(
     """Each topic is made or refused by itself. One that stands there with the very id that is asked for was made by an earlier copy of the request."""
     topics = dict(view.topics)
     blocks = _Blocks(view, last_epoch)
-    load = _load(view)
+    load = loads_of(view)
     failures: Failures = []
     for spec in specs:
         try:
@@ -288,8 +288,8 @@ def _new_topic(view: ClusterView, spec: TopicSpec, new_id: Callable[[], bytes], 
     else:
         count = defaults.num_partitions if spec.partitions == -1 else spec.partitions
         factor = defaults.default_replication_factor if spec.replication_factor == -1 else spec.replication_factor
-    _check_replication_factor(view, typed, factor)
-    _check_min_insync(typed, factor)
+    check_replication_factor(view, typed, factor, len(load))
+    check_min_insync(typed, factor)
     return TopicView(
         name=spec.name,
         topic_id=spec.topic_id if len(spec.topic_id) == 16 else new_id(),
@@ -321,19 +321,21 @@ def _new_partitions(
     return tuple(made)
 
 
-def _load(view: ClusterView) -> dict[int, int]:
-    """Replicas a broker has: the next partition goes to whoever has fewest."""
-    load = dict.fromkeys(view.brokers, 0)
+def loads_of(view: ClusterView) -> dict[int, int]:
+    """Replicas a broker has: the next partition goes to whoever has fewest. None goes to one that is retiring."""
+    found = {b.id: 0 for b in view.brokers.values() if not b.retiring}
     for topic in view.topics.values():
         for p in topic.partitions:
-            for broker in p.replicas:
-                load[broker] += 1
-    return load
+            for broker in p.target or p.replicas:
+                if broker in found:
+                    found[broker] += 1
+    return found
 
 
-def _check_replication_factor(view: ClusterView, typed: config.TopicConfig, factor: int) -> None:
-    if factor < 1 or factor > min(len(view.brokers), MAX_REPLICATION_FACTOR):
-        brokers = f"{len(view.brokers)} broker{'s' * (len(view.brokers) != 1)}"
+def check_replication_factor(view: ClusterView, typed: config.TopicConfig, factor: int, count: int) -> None:
+    """`count`: brokers that may have a replica."""
+    if factor < 1 or factor > min(count, MAX_REPLICATION_FACTOR):
+        brokers = f"{count} broker{'s' * (count != 1)}"
         raise InvalidReplicationFactorError(f"replication factor {factor} is not possible with {brokers}")
     if factor > 1 and not (typed.shmlog_spill and view.data_dirs):
         raise InvalidReplicationFactorError(
@@ -347,11 +349,13 @@ def _check_replication_factor(view: ClusterView, typed: config.TopicConfig, fact
 def _check_replicas(view: ClusterView, replicas: Sequence[int], factor: int, partition: int) -> None:
     if not replicas or len(set(replicas)) != len(replicas) or not set(replicas) <= set(view.brokers):
         raise IllegalArgumentError(f"partition {partition}: replicas {list(replicas)} are not distinct brokers of {sorted(view.brokers)}")
+    if retiring := [r for r in replicas if view.brokers[r].retiring]:
+        raise IllegalArgumentError(f"partition {partition}: broker {retiring[0]} is retiring")
     if len(replicas) != factor:
         raise InvalidReplicationFactorError(f"partition {partition} has {len(replicas)} replicas, partition 0 has {factor}")
 
 
-def _check_min_insync(typed: config.TopicConfig, factor: int) -> None:
+def check_min_insync(typed: config.TopicConfig, factor: int) -> None:
     if typed.min_insync_replicas > factor:
         raise InvalidConfigurationError(
             f"min.insync.replicas={typed.min_insync_replicas} with {factor} replicas: no append could ever be acknowledged",
@@ -405,7 +409,7 @@ def create_partitions(
 ) -> Decision:
     topics = dict(view.topics)
     blocks = _Blocks(view, last_epoch)
-    load = _load(view)
+    load = loads_of(view)
     failures: Failures = []
     changed = False
     for name, total in totals.items():
@@ -419,7 +423,8 @@ def create_partitions(
                 continue
             if total <= have:
                 raise InvalidPartitionsError(f"topic {name!r} has {have} partitions; {total} are not more", topic=name)
-            factor = len(topic.partitions[0].replicas)
+            factor = len(topic.partitions[0].target or topic.partitions[0].replicas)
+            check_replication_factor(view, config.topic_config(topic.config), factor, len(load))
             more = _new_partitions(name, have, total, factor, {}, blocks, load)
             topics[name] = msgspec.structs.replace(topic, partitions=topic.partitions + more)
             changed = True
@@ -450,9 +455,10 @@ def alter_topic_configs(view: ClusterView, configs: Mapping[str, Mapping[str, st
                     key="shmlog.spill",
                     hint="make a new topic",
                 )
-            factor = len(topic.partitions[0].replicas)
-            _check_replication_factor(view, typed, factor)
-            _check_min_insync(typed, factor)
+            factors = [len(p.target or p.replicas) for p in topic.partitions]
+            most = max(len(p.replicas) for p in topic.partitions)  # while they move these are more
+            check_replication_factor(view, typed, most, len(view.brokers))
+            check_min_insync(typed, min(factors))
             strings = config.to_strings(typed, changed_only=True)
             if strings != topic.config:
                 topics[name] = msgspec.structs.replace(topic, config=strings)
@@ -490,7 +496,7 @@ def partition_flags(view: ClusterView, topic: TopicView, number: int) -> int:
         flags |= PF_APPENDED
     if typed.message_timestamp_type == "LogAppendTime":
         flags |= PF_LOG_APPEND_TIME
-    if len(topic.partitions[0].replicas) > 1:
+    if len(topic.partitions[number].replicas) > 1:
         flags |= PF_REPLICATED
     if len(topic.partitions[number].isr) < typed.min_insync_replicas:
         flags |= PF_BELOW_MIN_ISR

@@ -17,7 +17,7 @@ from shmlog import proc, shm
 from shmlog import spare as spare_process
 from shmlog._ffi import lib
 from shmlog.clock import MS, NS, monotonic_ns
-from shmlog.coordinator import elections, metadata
+from shmlog.coordinator import elections, metadata, moves
 from shmlog.coordinator.connections import Connection, Connections
 from shmlog.coordinator.decisions import Decisions, Reply
 from shmlog.coordinator.memory import COORDINATOR_SLOTS, log
@@ -87,11 +87,16 @@ class Supervision:
         self.standby_pidfd = -1
         self.standby_asked_ns = 0
         self.reports: dict[int, dict[int, m.ReplicaReport]] = {}  # block -> broker -> what its files hold, of partitions without a leader
+        self.resting: m.ClusterView | None = None  # in which nothing moves: of 10,000 partitions nobody wants to look at each all the time
         self.stopping: Stopping | None = None
         self.when_stopped: Callable[[], None]  # shutdown.py's, asked when a broker has ended in a shutdown
 
     def alive(self) -> set[int]:
         return {b.id for b in self.brokers.values() if b.running}
+
+    def up(self) -> set[int]:
+        """Those that could take a partition now."""
+        return {b.id for b in self.brokers.values() if b.running and b.ready}
 
     def tell(self, version: int) -> None:
         for broker in self.brokers.values():
@@ -239,7 +244,7 @@ class Supervision:
             self.reports.setdefault(report.block, {})[broker.id] = report
         self._decide(elections.elect_reported(self.decisions.view, self.reports, self.alive()), "the start")
         reply(m.Done(self.decisions.view.version))
-        if message.view_version >= self.decisions.view.version and any(broker.id in (d.leader, *d.followers) for d in self.decisions.view.deleting):
+        if message.view_version >= self.decisions.view.version and self._removes(broker.id):
             # It has applied this view and said what it removed, to a coordinator that died over it: with another view it says so again.
             with contextlib.suppress(ShmSpaceError):  # then the next decision does it
                 self.decisions.decide(self.decisions.view)
@@ -251,6 +256,10 @@ class Supervision:
         if self.stopping and not broker.stopped:
             self.connections.send(connection, self.stopping.message())
 
+    def _removes(self, broker_id: int) -> bool:
+        view = self.decisions.view
+        return any(broker_id in (d.leader, *d.followers) for d in view.deleting) or any(d.broker == broker_id for d in view.dropped)
+
     def broker_of(self, connection: Connection, broker_id: int, broker_epoch: int) -> Broker:
         broker = self.brokers.get(broker_id)
         known = self.decisions.view.brokers.get(broker_id)
@@ -261,6 +270,7 @@ class Supervision:
     def broker_applied(self, connection: Connection, message: m.BrokerApplied, reply: Reply) -> None:
         broker = self.broker_of(connection, message.broker_id, message.broker_epoch)
         view = metadata.blocks_removed(self.decisions.view, broker.id, message.removed)
+        view = moves.replicas_removed(view, broker.id, message.dropped)
         if view is not self.decisions.view:
             self.decisions.decide(view)
         reply(m.Done(self.decisions.view.version))
@@ -276,8 +286,20 @@ class Supervision:
     def alter_isr(self, connection: Connection, message: m.AlterIsr, reply: Reply) -> None:
         broker = self.broker_of(connection, message.broker_id, message.broker_epoch)
         view = elections.alter_isr(self.decisions.view, broker.id, message.changes, self.alive())
-        self._decide(view, f"what broker {broker.id} found of its followers")
+        self._decide(moves.advance(view, self.alive()), f"what broker {broker.id} found of its followers")
         reply(m.Done(self.decisions.view.version))
+
+    def reassign_partitions(self, connection: Connection, message: m.ReassignPartitions, reply: Reply) -> None:
+        view, failures = moves.reassign(self.decisions.view, message.partitions, self.up(), message.repeated)
+        self.decisions.decided(metadata.Decision(moves.advance(view, self.alive()), failures), reply)
+
+    def go_on_with_moves(self) -> None:
+        """What has come far enough since; also for a successor, who finds moves that others began."""
+        if self.stopping or self.decisions.view is self.resting:
+            return
+        self._decide(moves.advance(self.decisions.view, self.alive()), "the end of a move")
+        if not moves.under_way(self.decisions.view):
+            self.resting = self.decisions.view
 
     def elect_leaders(self, connection: Connection, message: m.ElectLeaders, reply: Reply) -> None:
         view, failures = elections.elect(self.decisions.view, message.partitions, message.unclean, {b.id for b in self.brokers.values() if b.ready})
