@@ -220,6 +220,7 @@ class Admin:
                     "state": _PROCESS_STATES.get(process.state, "dead"),
                     "broker_epoch": broker.broker_epoch,
                     "directory": broker.directory or None,
+                    "retiring": broker.retiring,
                 }
             )
         return {

@@ -229,3 +229,17 @@ def test_a_move_that_cannot_be_is_refused_with_its_reason_and_changes_nothing(cl
     with pytest.raises(errors.InvalidReplicationAssignmentError, match="drop_oldest"):
         move([b for b in range(4) if b != Partition(cluster, "drops").leader][:1], "drops")
     assert Partition(cluster, "t").seen == before
+
+
+def test_with_more_replicas_an_acknowledgement_waits_for_all_of_them(cluster: Cluster) -> None:
+    make("t", factor=1)
+    partition = Partition(cluster, "t")
+    home = partition.leader
+    with Producer(acks="all") as producer:  # the one handle all the time: it learns what acks=all means now
+        assert producer.send("t", b"0").result(DEADLINE_S).offset == 0
+        others = [b for b in range(4) if b != home][:2]
+        move([home, *others])
+        wait_moved(partition, [home, *others])
+        for n in range(1, 200):
+            assert producer.send("t", b"%d" % n).result(DEADLINE_S).offset == n
+            assert [partition.file_end(broker) for broker in (home, *others)] == [n + 1] * 3
