@@ -2,6 +2,7 @@
 
     <data>/broker-<id>/lock                          the cluster's id
     <data>/broker-<id>/epochs                        the highest epochs this broker was given, and the cluster's config
+    <data>/broker-<id>/retired                       the broker has left the cluster, and had nothing any more
     <data>/broker-<id>/<topic directory>/topic       name, id, config and partition count of the topic
 
 The broker writes them (it alone, under the directory's lock) before it takes a partition over; who reads them is a coordinator that lost its database.
@@ -26,6 +27,7 @@ _File = TypeVar("_File", bound=msgspec.Struct)
 TOPIC = "topic"
 EPOCHS = "epochs"
 LOCK = "lock"
+RETIRED = "retired"
 
 
 class TopicFile(msgspec.Struct, frozen=True):
@@ -75,6 +77,16 @@ def read_epochs(directory: str) -> EpochsFile:
     return _read(os.path.join(directory, EPOCHS), EpochsFile) or EpochsFile()
 
 
+def mark_retired(directory: str) -> None:
+    with contextlib.suppress(OSError), open(os.path.join(directory, RETIRED), "wb"):  # without it a rebuilt cluster has a broker more, which is empty
+        pass
+
+
+def mark_in_use(directory: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(directory, RETIRED))
+
+
 def _replace(path: str, contents: msgspec.Struct, sync: bool) -> None:
     data = msgspec.json.encode(contents)
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
@@ -107,7 +119,8 @@ def scan(data_dirs: Sequence[str]) -> list[Broker]:
         for entry in sorted(os.listdir(data)) if os.path.isdir(data) else ():
             role, _, number = entry.partition("-")
             directory = os.path.join(data, entry)
-            if role == "broker" and number.isdecimal() and os.path.isdir(directory):
+            retired = os.path.exists(os.path.join(directory, RETIRED))
+            if role == "broker" and number.isdecimal() and os.path.isdir(directory) and not retired:
                 found.append(_broker(int(number), directory))
     known = {b.directory for b in found}
     newest = max((b.epochs for b in found), key=lambda epochs: epochs.view_version, default=EpochsFile())

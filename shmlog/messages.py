@@ -237,6 +237,15 @@ class BrokerAdded(_Message, frozen=True):
     directory: str
 
 
+class RetireBroker(_Message, frozen=True):
+    """Its partitions go to other brokers, then it ends and is forgotten. force: where there is no other one that has none of a partition yet, its list
+    gets shorter. -> Done when the moves are begun, durably; it goes on by itself. The same twice is the same."""
+
+    broker_id: int
+    force: bool = False
+    repeated: bool = False
+
+
 class DescribeCluster(_Message, frozen=True):
     """-> Described. What stands in shared memory is better read there; this tells that the coordinator answers."""
 
@@ -377,6 +386,7 @@ class BrokerStop(_Message, frozen=True):
 
     force: bool = False
     timeout_ms: int = 60_000
+    retired: bool = False  # it has nothing any more, and leaves a note of that in its directory
 
 
 class BrokerStopped(_Message, frozen=True):
@@ -430,9 +440,10 @@ class StartOutcome(_Message, frozen=True):
 
 
 Message = Union[  # noqa: UP007 (msgspec wants a real Union at run time)
-    Register, Registered, Unregister, CreateTopics, DeleteTopics, DeleteNamespace, CreatePartitions, AlterTopicConfigs, DeleteRecords, ElectLeaders,
-    ReassignPartitions, AddBroker, BrokerAdded, AlterIsr, DescribeCluster, Described, Shutdown, Failure, Done, Results, Trims, BrokerStart, BrokerReady,
-    BrokerApplied, BrokerFailed, ViewChanged, Trim, Trimmed, BrokerStop, BrokerStopped, StartOptions, Fork, Forked, EndSpare, StartOutcome,
+    Register, Registered, Unregister, CreateTopics, DeleteTopics, DeleteNamespace, CreatePartitions, AlterTopicConfigs, DeleteRecords,
+    ElectLeaders, ReassignPartitions, AddBroker, BrokerAdded, RetireBroker, AlterIsr, DescribeCluster, Described, Shutdown, Failure, Done, Results,
+    Trims, BrokerStart, BrokerReady, BrokerApplied, BrokerFailed, ViewChanged, Trim, Trimmed, BrokerStop, BrokerStopped, StartOptions, Fork,
+    Forked, EndSpare, StartOutcome,
 ]  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -267,6 +267,8 @@ class Replication(threading.Thread):
     def brokers(self, epochs: dict[int, int], lag_ms: int) -> None:
         def change() -> None:
             self.epochs = epochs
+            for retired in [leader for leader in self.dealers if leader not in epochs]:
+                self.dealers.pop(retired)[1].close(0)
             self.lag_ns = lag_ms * MS
 
         self._do(change)

@@ -283,6 +283,7 @@ class Broker:
             if not found:
                 os.pwrite(self.lock_fd, owner.encode() + b"\n", 0)
                 os.fsync(self.lock_fd)
+            directories.mark_in_use(directory)
         except OSError as exc:
             if isinstance(exc, ShmlogError):
                 raise
@@ -994,6 +995,8 @@ class Broker:
         self._send(m.BrokerStopped(self.start.broker_id, self.start.broker_epoch, unspilled, failure))
         if unspilled and not message.force:
             return  # a view with new leader epochs opens everything again
+        if message.retired and self.start.directory:
+            directories.mark_retired(self.start.directory)
         if self.replication is not None:
             self.replication.end()
         lib.sl_broker_free(self.handle)

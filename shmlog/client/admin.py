@@ -321,6 +321,14 @@ class Admin:
                 continue  # somebody else adds one too, and was quicker
             return {"broker_id": added.broker_id, "pid": added.pid, "directory": added.directory or None}
 
+    def retire_broker(self, broker_id: int, force: bool = False, timeout_ms: float | None = None) -> None:
+        """The broker gives its partitions, and what it leads, to others; then its process ends and the cluster forgets it; its directory stays. Returns
+        when that is begun, durably; describe_cluster() lists the broker, as retiring, until it is done.
+
+        BrokerIdNotRegisteredError; NotEnoughReplicasError with numbers where a partition has no other broker to go to, unless force=True lets its
+        replica list get shorter (never empty)."""
+        self._open().request(messages.RetireBroker(_int(broker_id, "a broker's id"), force), self._timeout(timeout_ms))
+
     # --- groups, moves of replicas: not yet ---
 
     def _later(self, what: str) -> errors.ShmlogError:

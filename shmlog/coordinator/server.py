@@ -260,6 +260,7 @@ class Coordinator:
             m.AlterIsr: supervision.alter_isr,
             m.ElectLeaders: supervision.elect_leaders,
             m.ReassignPartitions: supervision.reassign_partitions,
+            m.RetireBroker: supervision.retire_broker,
             m.AddBroker: supervision.add_broker,
         }
 

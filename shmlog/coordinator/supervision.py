@@ -48,6 +48,7 @@ class Broker:
         self.start_at_ns = 0  # not before; 0: at once
         self.failure: m.Failure | None = None
         self.adding: list[Reply] = []  # who waits for its first start
+        self.dismissed: Connection | None = None  # where a retired one was told to end
         self.stopped = False  # in a shutdown: it has reported that all is safe
 
     @property
@@ -125,6 +126,7 @@ class Supervision:
         """
         now = monotonic_ns()
         due = [b for b in self.brokers.values() if not b.running and not b.stopped and now >= b.start_at_ns]
+        due = [b for b in due if not moves.has_retired(self.decisions.view, b.id)]
         if not due:
             return
         try:
@@ -173,6 +175,9 @@ class Supervision:
             return
         # First of all: another in-sync replica leads on, and nobody waits for this one's acknowledgements.
         self._decide(elections.broker_down(self.decisions.view, broker.id, self.alive()), f"the death of broker {broker.id}")
+        if moves.has_retired(self.decisions.view, broker.id):
+            self._dismiss_retired()
+            return
         if broker.ready:
             broker.deaths_unready = 0
             log(f"broker {broker.id} (pid {broker.pid}) died; starting it again")
@@ -271,9 +276,13 @@ class Supervision:
         broker = self.broker_of(connection, message.broker_id, message.broker_epoch)
         view = metadata.blocks_removed(self.decisions.view, broker.id, message.removed)
         view = moves.replicas_removed(view, broker.id, message.dropped)
+        self._decide_or_raise(view)
+        reply(m.Done(self.decisions.view.version))
+        self.go_on_with_moves()
+
+    def _decide_or_raise(self, view: m.ClusterView) -> None:
         if view is not self.decisions.view:
             self.decisions.decide(view)
-        reply(m.Done(self.decisions.view.version))
 
     def _decide(self, view: m.ClusterView, why: str) -> None:
         if view is self.decisions.view:
@@ -298,8 +307,34 @@ class Supervision:
         if self.stopping or self.decisions.view is self.resting:
             return
         self._decide(moves.advance(self.decisions.view, self.alive()), "the end of a move")
+        self._dismiss_retired()
         if not moves.under_way(self.decisions.view):
             self.resting = self.decisions.view
+
+    def retire_broker(self, connection: Connection, message: m.RetireBroker, reply: Reply) -> None:
+        """Killed at any moment after the decision: that it retires stands in the view, and so does what it still has."""
+        if self.stopping:
+            raise IllegalStateError("the cluster is going down")
+        if message.repeated and message.broker_id in self.decisions.view.retired:
+            reply(m.Done(self.decisions.view.version))
+            return
+        view = moves.retire(self.decisions.view, message.broker_id, self.up(), message.force)
+        self._decide_or_raise(moves.advance(view, self.alive()))
+        self.decisions.reply_when_stored(reply, m.Done(self.decisions.view.version))
+        self._dismiss_retired()
+
+    def _dismiss_retired(self) -> None:
+        """A broker that has nothing any more is told to end, again by each coordinator; when it has ended it is forgotten."""
+        for broker in list(self.brokers.values()):
+            if not moves.has_retired(self.decisions.view, broker.id):
+                continue
+            if not broker.running:
+                with contextlib.suppress(ShmSpaceError):  # then the next look does it
+                    self._forget(broker)
+                    log(f"broker {broker.id} has retired")
+            elif broker.connection is not None and broker.ready and broker.dismissed is not broker.connection:
+                broker.dismissed = broker.connection
+                self.connections.send(broker.connection, m.BrokerStop(retired=True))
 
     def elect_leaders(self, connection: Connection, message: m.ElectLeaders, reply: Reply) -> None:
         view, failures = elections.elect(self.decisions.view, message.partitions, message.unclean, {b.id for b in self.brokers.values() if b.ready})
@@ -312,7 +347,7 @@ class Supervision:
         reply(m.Done(self.decisions.view.version))
 
     def check_ready(self) -> None:
-        if self.stopping or not all(b.ready for b in self.brokers.values()):
+        if self.stopping or not all(b.ready or moves.has_retired(self.decisions.view, b.id) for b in self.brokers.values()):
             return
         if self.decisions.control.cluster_state == lib.SL_CLUSTER_STARTING:
             self.decisions.memory.set_state(lib.SL_CLUSTER_UP)

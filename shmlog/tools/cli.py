@@ -631,6 +631,32 @@ def add(data_dir: str | None) -> None:
     _say(f"broker {added['broker_id']} is up: pid {added['pid']}, {where}", **added)
 
 
+@broker.command(
+    short_help="Give a broker's partitions to others, then end it.",
+    examples=("shmlog broker retire 2", "shmlog broker retire 2 --force       # even if partitions then have fewer replicas"),
+)
+@click.argument("broker_id", type=click.IntRange(min=0), metavar="ID")
+@click.option("--force", is_flag=True, help="Let replica lists get shorter where no other broker can take the partition; never the last replica.")
+@click.option("--no-wait", is_flag=True, help="Return when it is begun; it goes on by itself.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Wait no longer; it goes on.")
+def retire(broker_id: int, force: bool, no_wait: bool, timeout: float | None) -> None:
+    """Give a broker's partitions and leaderships to others, end its process, and forget it; its directory stays on disk.
+
+    It is durable and goes on without this command; Ctrl-C only leaves.
+    """
+    from shmlog.tools import moves as module
+
+    with _admin() as admin:
+        directory = next((b["directory"] for b in admin.describe_cluster()["brokers"] if b["broker_id"] == broker_id), None)
+        admin.retire_broker(broker_id, force)
+    result = {"broker_id": broker_id, "directory": directory, "retired": not no_wait}
+    if no_wait:
+        _say(f"broker {broker_id} retires; `shmlog broker list` shows it until it is gone", **result)
+        return
+    module.wait_retired(settings().name, broker_id, timeout, module.Shown(f"broker {broker_id} retires", show if settings().json else None))
+    _say(f"broker {broker_id} has retired" + (f"; its directory stays: {directory}" if directory else ""), **result)
+
+
 # --- records -----------------------------------------------------------------------------------------------------------
 
 

@@ -129,6 +129,37 @@ def test_unclean_elections_by_hand_only_where_no_in_sync_replica_lives() -> None
     assert failures == [None] and part(lost).leader == first and part(lost).isr == (first,)
 
 
+def test_a_retiring_broker_gives_its_partitions_to_those_that_have_fewest_and_gets_no_new_ones() -> None:
+    everybody = {0, 1, 2, 3}
+    view = moves.retire(made(4, 2, partitions=6), 0, everybody)
+    targets = [p.target or p.replicas for p in view.topics["t"].partitions]
+    assert not any(0 in to for to in targets)
+    assert all(3 <= sum(b in to for to in targets) <= 5 for b in (1, 2, 3))  # 12 replicas, where each had 3 of 12
+    assert moves.retire(view, 0, everybody) is view
+    view = metadata.create_topics(view, [TopicSpec("u", b"u" * 16, 3, 3)], lambda: b"u" * 16).view
+    assert all(set(p.replicas) == {1, 2, 3} for p in view.topics["u"].partitions)
+    refused = metadata.create_topics(view, [TopicSpec("v", b"v" * 16, replica_assignments={0: (0,)})], lambda: b"v" * 16)
+    assert isinstance(refused.failures[0], errors.IllegalArgumentError)
+    four = metadata.create_topics(view, [TopicSpec("w", b"w" * 16, 1, 4)], lambda: b"w" * 16)
+    assert isinstance(four.failures[0], errors.InvalidReplicationFactorError)
+    _, failures = moves.reassign(view, [("t", 0, (0, 1))], everybody)
+    assert isinstance(failures[0], errors.InvalidReplicationAssignmentError)
+
+
+def test_a_move_turned_round_needs_one_of_those_that_it_goes_back_to() -> None:
+    view = moves.reassign(made(4, 1), [("t", 0, (3, 2))], {0, 1, 2, 3}).view
+    p = part(view)
+    assert (p.replicas, p.target, p.adding, p.removing, p.leader_epoch) == ((0, 3, 2), (3, 2), (3, 2), (0,), 2)
+    view = elections.alter_isr(view, 0, [IsrChange(p.block, TOPIC_ID, p.leader_epoch, (0, 3))], {0, 1, 2, 3})
+    assert moves.advance(view, {0, 1, 2, 3}) is view  # not all of the target
+    back = moves.reassign(view, [("t", 0, None)], {0, 1, 2, 3}).view
+    assert (part(back).replicas, part(back).isr, part(back).leader_epoch) == ((0,), (0,), 3)
+    assert [d.broker for d in back.dropped] == [3, 2]
+    dead = elections.broker_down(view, 0, {1, 2, 3})
+    refused, failures = moves.reassign(dead, [("t", 0, None)], {1, 2, 3})
+    assert isinstance(failures[0], errors.NotEnoughReplicasError) and refused is dead
+
+
 class World:
     """Four brokers, and the replicas of a partition as lists of (epoch, record): what a leader appends, what followers copy, and what was acknowledged
     to somebody. Memory, which outlives processes, holds the log as appended; a reboot takes it, and from each replica what it had not synced."""

@@ -27,7 +27,7 @@ from shmlog.types import Record
 DEADLINE_S = 60.0
 COMMANDS = [
     "up", "down", "status", "top", "topic create", "topic list", "topic describe", "topic alter", "topic delete", "topic trim", "topic add-partitions",
-    "topic elect", "topic move", "broker list", "broker add",
+    "topic elect", "topic move", "broker list", "broker add", "broker retire",
     "produce", "consume", "verify", "dump", "doctor", "logs", "config explain", "bench", "run",
 ]  # fmt: skip
 
@@ -397,6 +397,8 @@ MISTAKES = {
     "a move to a broker that is not there": ("topic move there --to 9", 1, "no broker 9, only [0]"),
     "a move of a partition that is not there": ("topic move there -p 7 --to 0", 1, "there-7"),
     "a move to take back that is none": ("topic move there --cancel", 1, "is being moved"),
+    "a broker to retire that is not there": ("broker retire 7", 1, "no broker 7, only [0]"),
+    "the only broker to retire": ("broker retire 0", 1, "no other broker is up"),
     "too many partitions": ("topic create u -p 99999", 1, "99999"),
     "a role that is none": ("logs nobody", 1, "no log of 'nobody'"),
     "a process that cannot be run": ("run broker", 1, "run coordinator"),

@@ -68,3 +68,17 @@ def test_what_is_under_way_shows_and_is_taken_back(on: Callable[..., Result], cl
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
     assert "adding" not in on("status").out
+
+
+def test_a_broker_is_added_used_and_retired(on: Callable[..., Result], cluster: Cluster) -> None:
+    added = on("broker", "add")
+    pid = cluster.pid("broker", 2)
+    assert added.code == 0 and added.out == f"broker 2 is up: pid {pid}, data in {cluster.data_dir}/broker-2\n"
+    on("topic", "create", "t")
+    assert on("topic", "move", "t", "--to", "2").code == 0
+    on("produce", "t", input=b"a\nb\n")
+    retired = on("broker", "retire", "2")
+    assert retired.code == 0 and retired.out.endswith(f"broker 2 has retired; its directory stays: {cluster.data_dir}/broker-2\n"), retired
+    assert [b["broker_id"] for b in on("broker", "list", "--json").json["brokers"]] == [0, 1]
+    assert on("consume", "t", "-e").out.split() == ["a", "b"]
+    assert on("status", "--check").code == 0
