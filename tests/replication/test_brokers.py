@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from shmlog import Admin, Cluster, NewTopic, Producer, errors
-from tests.replication.conftest import DEADLINE_S, Partition, until
+from tests.replication.conftest import DEADLINE_S, Partition
 from tests.replication.test_moves import directories, load_on
 from tests.replication.test_replicas import hold_back, read_all
+from tests.waiting import until
 
 
 def test_an_added_broker_gets_partitions_and_is_there_again_after_a_restart(tmp_path: Path) -> None:
@@ -38,14 +42,18 @@ def test_a_broker_that_cannot_start_is_not_added_and_the_reason_is_raised(tmp_pa
         assert cluster.pid("broker", 1)
 
 
-def test_one_broker_is_added_when_the_coordinator_dies_over_the_request(tmp_path: Path) -> None:
-    with Cluster(data_dir=str(tmp_path)) as cluster, Admin() as admin:
-        for expected in range(1, 4):
-            cluster.kill("coordinator")  # the request meets nobody, or a successor
-            added = admin.add_broker()
-            assert added["broker_id"] == expected
-            until(lambda: cluster.pid("standby"), "another standby")
-        assert len(admin.describe_cluster()["brokers"]) == 4
+def test_one_broker_is_added_when_the_coordinator_dies_between_decision_and_reply(tmp_path: Path) -> None:
+    (tmp_path / "broker-1").mkdir()
+    with Cluster(data_dir=str(tmp_path)) as cluster, Admin() as admin, ThreadPoolExecutor(1) as pool:
+        with open(tmp_path / "broker-1" / "lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # its start waits for this
+            adding = pool.submit(admin.add_broker)
+            with Admin() as other:
+                until(lambda: brokers(other) == [0, 1] and cluster.pid("broker", 1), "the decision")
+            cluster.kill("coordinator")
+            until(lambda: cluster.pid("coordinator"), "the successor")
+        assert adding.result(DEADLINE_S) == {"broker_id": 1, "pid": cluster.pid("broker", 1), "directory": str(tmp_path / "broker-1")}
+        assert brokers(admin) == [0, 1]
 
 
 def brokers(admin: Admin) -> list[int]:
@@ -93,15 +101,35 @@ def test_a_broker_goes_on_retiring_when_the_coordinator_is_killed_over_it(tmp_pa
         assert Partition(cluster, "t").wait_isr(2)["replicas"] == [2, 1]
 
 
-def test_a_retired_broker_that_dies_before_it_is_told_to_end_is_not_started_again(tmp_path: Path) -> None:
+def test_a_retired_broker_that_a_successor_finds_dead_is_forgotten_and_not_started_again(tmp_path: Path) -> None:
     with Cluster(brokers=2, data_dir=str(tmp_path)) as cluster, Admin() as admin:
-        pid = cluster.kill("broker", 1, signal.SIGSTOP)  # it has nothing, and cannot hear that it may end
+        cluster.kill("broker", 1, signal.SIGSTOP)  # it has nothing, and cannot hear that it may end
+        standby = cluster.kill("standby", number=signal.SIGSTOP)
         admin.retire_broker(1)
         cluster.kill("coordinator")
-        assert brokers(admin) == [0, 1]
         cluster.kill("broker", 1)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(standby, signal.SIGCONT)
         until(lambda: brokers(admin) == [0], "broker 1 to be forgotten")
-        assert cluster.pid("broker", 1) == 0 and pid
+        assert (tmp_path / "logs" / "broker-1.log").read_text().count("starts as broker 1") == 1
+
+
+def test_a_retiring_broker_that_dies_with_files_comes_back_to_remove_them(tmp_path: Path) -> None:
+    with Cluster(brokers=3, data_dir=str(tmp_path)) as cluster, Admin() as admin:
+        admin.create_topics([NewTopic("t", replica_assignments={0: [0, 1]})])
+        with Producer(acks="all") as producer:
+            producer.send("t", b"x").result(DEADLINE_S)
+        fd = hold_back(cluster, 1)
+        try:
+            admin.retire_broker(1)
+            until(lambda: Partition(cluster, "t").seen["replicas"] == [0, 2], "its partition to be at another broker")
+            cluster.kill("broker", 1)  # the one that waits for the directory
+            until(lambda: cluster.pid("broker", 1), "the next one: there are files to remove")
+            assert brokers(admin) == [0, 1, 2]
+        finally:
+            os.close(fd)
+        until(lambda: brokers(admin) == [0, 2], "broker 1 to be forgotten")
+        assert directories(cluster) == [0, 2]
 
 
 def test_a_broker_whose_partitions_have_nowhere_to_go_stays_unless_forced(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ import pytest
 from shmlog import Admin, Cluster, Consumer, NewTopic, Producer, TopicPartition, errors
 from shmlog.testing.history import check, load
 from tests.fault.workers import Ledger, consume, history_of
-from tests.replication.conftest import DEADLINE_S, Partition, until
-from tests.replication.test_replicas import hold_back, make, read_all
+from tests.replication.conftest import DEADLINE_S, Partition
+from tests.replication.test_replicas import hold_back, make, read_all, reboot
 from tests.replication.workers import produce
+from tests.waiting import until
 
 T0 = TopicPartition("t", 0)
 
@@ -243,3 +245,54 @@ def test_with_more_replicas_an_acknowledgement_waits_for_all_of_them(cluster: Cl
         for n in range(1, 200):
             assert producer.send("t", b"%d" % n).result(DEADLINE_S).offset == n
             assert [partition.file_end(broker) for broker in (home, *others)] == [n + 1] * 3
+
+
+@pytest.mark.parametrize("rounds", [6, pytest.param(30, marks=pytest.mark.slow)])
+def test_brokers_and_coordinators_are_killed_while_a_topic_moves_to_and_fro(cluster: Cluster, tmp_path: Path, rounds: int) -> None:
+    seed = int(os.environ.get("SHMLOG_SEED") or random.randrange(2**32))
+    print(f"SHMLOG_SEED={seed}")
+    rng = random.Random(seed)
+    with Admin() as admin:
+        admin.create_topics([NewTopic("t", replica_assignments={0: [0]}, config={"segment.bytes": "262144"})])
+    partition = Partition(cluster, "t")
+    with load_on(cluster, tmp_path) as further:
+        for _ in range(rounds):
+            to = rng.sample(range(4), rng.randrange(1, 4))
+
+            def begun(to: list[int] = to) -> bool:
+                try:
+                    move(to)
+                except (errors.InvalidReplicationAssignmentError, errors.LeaderNotAvailableError):  # one of them was killed just now
+                    return False
+                return True
+
+            until(begun, f"the move to {to} to begin")
+            for _ in range(rng.randrange(3)):
+                with contextlib.suppress(errors.IllegalStateError):  # dead already
+                    role = rng.choice(["broker", "broker", "broker", "coordinator"])
+                    cluster.kill(role, rng.randrange(4) if role == "broker" else 0)
+            wait_moved(partition, to)
+        further(1000)
+        until(lambda: directories(cluster) == sorted(partition.seen["replicas"]), "the files of former replicas to go")
+    partition.wait_isr(len(partition.seen["replicas"]))
+
+
+def test_a_move_that_a_reboot_cut_short_goes_on_after_it(tmp_path: Path) -> None:
+    data = str(tmp_path / "data")
+    with Cluster(brokers=2, data_dir=data) as cluster:
+        with Admin() as admin:
+            admin.create_topics([NewTopic("t", replica_assignments={0: [0]})])
+        with Producer(acks="disk") as producer:
+            for n in range(500):
+                producer.send("t", b"%d" % n)
+            producer.flush(DEADLINE_S)
+        cluster.kill("broker", 1, signal.SIGSTOP)  # so that the move cannot end
+        move([1])
+        reboot(cluster)
+    with Cluster(brokers=2, data_dir=data) as cluster:
+        partition = Partition(cluster, "t")
+        assert wait_moved(partition, [1])["leader"] == 1
+        assert read_all("t", 500) == [b"%d" % n for n in range(500)]
+        with Producer(acks="all") as producer:
+            assert producer.send("t", b"on").result(DEADLINE_S).offset == 500
+        until(lambda: directories(cluster) == [1], "the files of the old replica to go")
