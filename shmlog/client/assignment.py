@@ -124,6 +124,11 @@ class Assignment(ConsumerRow):
             raise errors.UnknownTopicOrPartitionError(f"there is no topic {name!r}", topic=name)
         return view
 
+    def _take_up_view(self) -> None:
+        """New partitions, and files that are another broker's now."""
+        if self._version != self._session.version_word[0]:
+            self._refresh(first=False)
+
     def _refresh(self, first: bool) -> None:
         """Makes _parts what is subscribed, by the cluster view in force. first: by the user's call; else partitions that are new are read from their
         beginning."""

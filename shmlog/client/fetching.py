@@ -36,8 +36,7 @@ class Fetching(Positions):
 
     def _in_turn(self) -> list[Assigned]:
         """The partitions to look at, beginning with the one whose turn it is. Takes up new partitions first."""
-        if self._version != self._session.version_word[0]:
-            self._refresh(first=False)
+        self._take_up_view()
         parts = [part for part in self._parts.values() if not part.paused]
         if not parts:
             return parts

@@ -55,7 +55,8 @@ def from_memory(
             living.setdefault(block.topic_id, {})[block.partition] = block
     deleted = {b.topic_id for b in blocks if b.deleted}
     brokers = {
-        id: base.brokers[id] if id in base.brokers else _broker(base.data_dirs, id) for id in sorted({*base.brokers, *broker_epochs})
+        id: base.brokers[id] if id in base.brokers else _broker(base.data_dirs, id)
+        for id in sorted({*base.brokers, *(id for id, epoch in broker_epochs.items() if epoch > base.retired.get(id, -1))})
     }
     brokers = {b.id: msgspec.structs.replace(b, broker_epoch=max(b.broker_epoch, broker_epochs.get(b.id, 0)) + jump) for b in brokers.values()}
     topics: dict[str, TopicView] = {}

@@ -165,7 +165,7 @@ class Supervision:
         if broker.connection is not None:
             self.connections.close(broker.connection)
         if self.stopping:
-            if not broker.stopped and not self.stopping.force:
+            if not broker.stopped and not self.stopping.force and not moves.has_retired(self.decisions.view, broker.id):
                 broker.start_at_ns = 0  # it died with things to spill: its successor spills them
                 log(f"broker {broker.id} died while stopping; starting it again")
                 self.start_brokers()
@@ -222,8 +222,10 @@ class Supervision:
             reply(failure)
 
     def _forget(self, broker: Broker) -> None:
+        """Killed before the entry is cleared: it names a process that is dead, of an epoch that the view calls retired."""
         self.decisions.decide(metadata.forget_broker(self.decisions.view, broker.id))
         del self.brokers[broker.id]
+        self.decisions.memory.write_process(metadata.FIRST_BROKER_PROCESS + broker.id, lib.SL_ROLE_NONE, 0, 0, 0, lib.SL_PROCESS_DEAD, 0)
 
     def _give_up_start(self, broker: Broker) -> None:
         """The first start failed: say why, and take down what there is; data on disk and memory of an earlier run stay."""

@@ -209,3 +209,11 @@ def test_a_leader_that_the_last_readable_view_does_not_know_is_the_one_replica_t
     check(found, view)
     [p] = found.topics["t"].partitions
     assert (p.leader, p.isr) == (1, (1,)) and set(p.replicas) == {0, 1}
+
+
+def test_a_broker_that_has_retired_does_not_come_back_by_its_entry_in_the_process_table() -> None:
+    view = metadata.start_brokers(cluster(), range(3))
+    epochs = epochs_of(view)
+    view = metadata.forget_broker(view, 1)
+    assert sorted(salvage.from_memory(view, 9, [], epochs, {}).view.brokers) == [0, 2]
+    assert sorted(salvage.from_memory(view, 9, [], {**epochs, 1: epochs[1] + 1}, {}).view.brokers) == [0, 1, 2]  # added again since

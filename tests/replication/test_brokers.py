@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shmlog import Admin, Cluster, NewTopic, Producer, errors
+from shmlog import Admin, Cluster, NewTopic, Producer, errors, lifecycle
 from tests.replication.conftest import DEADLINE_S, Partition
 from tests.replication.test_moves import directories, load_on
 from tests.replication.test_replicas import hold_back, read_all
@@ -175,3 +175,13 @@ def test_the_last_replica_in_sync_is_not_given_up_also_if_forced(tmp_path: Path)
             until(lambda: brokers(admin) == [1], "broker 0 to be forgotten: only when broker 1 has everything")
             assert producer.send("t", b"1000").result(DEADLINE_S).offset == 1000
         assert read_all("t", 1001) == [b"%d" % n for n in range(1001)]
+
+
+def test_the_cluster_goes_down_also_while_a_retired_broker_has_not_ended_yet(tmp_path: Path) -> None:
+    with Cluster(brokers=2, data_dir=str(tmp_path)) as cluster, Admin() as admin:
+        cluster.kill("broker", 1, signal.SIGSTOP)  # it cannot hear that it may end, and is killed for being stopped
+        admin.retire_broker(1)
+        assert brokers(admin) == [0, 1]
+        assert lifecycle.stop_cluster(cluster.name, timeout=30)
+    with Cluster(None, data_dir=str(tmp_path)) as cluster, Admin() as admin:  # type: ignore[arg-type]
+        until(lambda: brokers(admin) == [0], "broker 1 to be forgotten")

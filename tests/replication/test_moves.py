@@ -296,3 +296,20 @@ def test_a_move_that_a_reboot_cut_short_goes_on_after_it(tmp_path: Path) -> None
         with Producer(acks="all") as producer:
             assert producer.send("t", b"on").result(DEADLINE_S).offset == 500
         until(lambda: directories(cluster) == [1], "the files of the old replica to go")
+
+
+def test_a_consumer_that_does_not_poll_finds_the_files_where_they_are_now(cluster: Cluster) -> None:
+    with Admin() as admin:
+        admin.create_topics([NewTopic("t", replica_assignments={0: [0]}, config={"segment.bytes": "65536", "shmlog.memory.bytes": "262144"})])
+    with Producer(acks="all") as producer, Consumer(auto_offset_reset="earliest") as consumer:
+        consumer.assign([T0])
+        for n in range(2000):
+            producer.send("t", b"x" * 1000, timestamp_ms=10_000 + n)
+        producer.flush(DEADLINE_S)
+        move([1])
+        wait_moved(Partition(cluster, "t"), [1])
+        until(lambda: directories(cluster) == [1], "the files of the old replica to go")
+        found = consumer.offsets_for_times({T0: 10_100})[T0]
+        assert found is not None and found.offset == 100
+        newest = consumer.latest(T0)
+        assert newest is not None and newest.offset == 1999
