@@ -2,6 +2,7 @@
 
     <data>/broker-<id>/lock                          the cluster's id
     <data>/broker-<id>/epochs                        the highest epochs this broker was given, and the cluster's config
+    <data>/broker-<id>/retired                       the broker has left the cluster, and had nothing any more
     <data>/broker-<id>/<topic directory>/topic       name, id, config and partition count of the topic
 
 The broker writes them (it alone, under the directory's lock) before it takes a partition over; who reads them is a coordinator that lost its database.
@@ -26,6 +27,7 @@ _File = TypeVar("_File", bound=msgspec.Struct)
 TOPIC = "topic"
 EPOCHS = "epochs"
 LOCK = "lock"
+RETIRED = "retired"
 
 
 class TopicFile(msgspec.Struct, frozen=True):
@@ -41,6 +43,7 @@ class EpochsFile(msgspec.Struct, frozen=True):
     broker_epoch: int = 0
     leader_epoch: int = 0  # the highest that this broker was given for any partition
     config: dict[str, str] = {}  # of the cluster
+    elsewhere: dict[int, str] = {}  # brokers whose directories lie outside of the data directories
 
 
 class Partition(msgspec.Struct, frozen=True):
@@ -72,6 +75,16 @@ def write_epochs(directory: str, epochs: EpochsFile, sync: bool) -> None:
 
 def read_epochs(directory: str) -> EpochsFile:
     return _read(os.path.join(directory, EPOCHS), EpochsFile) or EpochsFile()
+
+
+def mark_retired(directory: str) -> None:
+    with contextlib.suppress(OSError), open(os.path.join(directory, RETIRED), "wb"):  # without it a rebuilt cluster has a broker more, which is empty
+        pass
+
+
+def mark_in_use(directory: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(directory, RETIRED))
 
 
 def _replace(path: str, contents: msgspec.Struct, sync: bool) -> None:
@@ -106,9 +119,12 @@ def scan(data_dirs: Sequence[str]) -> list[Broker]:
         for entry in sorted(os.listdir(data)) if os.path.isdir(data) else ():
             role, _, number = entry.partition("-")
             directory = os.path.join(data, entry)
-            if role == "broker" and number.isdecimal() and os.path.isdir(directory):
+            retired = os.path.exists(os.path.join(directory, RETIRED))
+            if role == "broker" and number.isdecimal() and os.path.isdir(directory) and not retired:
                 found.append(_broker(int(number), directory))
-    return found
+    known = {b.directory for b in found}
+    newest = max((b.epochs for b in found), key=lambda epochs: epochs.view_version, default=EpochsFile())
+    return found + [_broker(id, directory) for id, directory in sorted(newest.elsewhere.items()) if directory not in known and os.path.isdir(directory)]
 
 
 def owner(directory: str) -> bytes:

@@ -237,6 +237,31 @@ class ElectionNotNeededError(ShmlogError):
     code = 84
 
 
+class BrokerIdNotRegisteredError(ShmlogError, LookupError):
+    """There is no such broker."""
+
+    code = 102
+    hint = "`shmlog broker list` shows them"
+
+
+class InvalidReplicationAssignmentError(ShmlogError, ValueError):
+    """A partition cannot have these replicas."""
+
+    code = 39
+
+
+class NoReassignmentInProgressError(ShmlogError):
+    """The partition is not being moved."""
+
+    code = 85
+
+
+class DuplicateBrokerRegistrationError(ShmlogError):
+    """A broker of this id is there already."""
+
+    code = 101
+
+
 class NotControllerError(ShmlogError):
     """Another coordinator is the active one."""
 

@@ -346,6 +346,8 @@ def stop_cluster(
             directories = [*view.data_dirs, view.state_dir] if view else [*(data_dirs or ()), config.state_dir(name)]
             for directory in dict.fromkeys(directories):
                 _wipe(directory)
+            for directory in m.directories_elsewhere(view).values() if view else ():
+                shutil.rmtree(directory, ignore_errors=True)
     return stopped
 
 
@@ -404,7 +406,7 @@ def discard(name: str) -> None:
         if lock_fd >= 0:
             os.close(lock_fd)  # its file is gone: whoever waits for it, unseen by us, ends
     if view is not None and view.temporary:
-        for directory in {*view.data_dirs, view.state_dir}:
+        for directory in {*view.data_dirs, view.state_dir, *m.directories_elsewhere(view).values()}:
             shutil.rmtree(directory, ignore_errors=True)
 
 

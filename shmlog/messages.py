@@ -35,6 +35,17 @@ class PartitionView(msgspec.Struct, frozen=True, array_like=True):
     leader_epoch: int
     replicas: tuple[int, ...]
     isr: tuple[int, ...]
+    target: tuple[int, ...] = ()  # while it is moved: the replicas it will have; `replicas` has those and the ones it had
+    adding: tuple[int, ...] = ()  # those of them that it had not before
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """Without the move that is under way."""
+        return tuple(r for r in self.replicas if r not in self.adding)
+
+    @property
+    def removing(self) -> tuple[int, ...]:
+        return tuple(r for r in self.replicas if r not in self.target) if self.target else ()
 
 
 class TopicView(msgspec.Struct, frozen=True, array_like=True):
@@ -51,6 +62,7 @@ class BrokerView(msgspec.Struct, frozen=True, array_like=True):
     process: int  # index in control.processes: its bell, its pid
     broker_epoch: int  # grows with every start of this broker, over boots too
     directory: str  # "<data dir>/broker-<id>"; "": memory only
+    retiring: bool = False  # its partitions go to others, then it is forgotten
 
 
 class DeletingPartition(msgspec.Struct, frozen=True, array_like=True):
@@ -62,6 +74,16 @@ class DeletingPartition(msgspec.Struct, frozen=True, array_like=True):
     partition: int
     leader: int  # removes the memory and its files; REMOVED when it has
     followers: tuple[int, ...] = ()  # have to remove their files
+
+
+class DroppedReplica(msgspec.Struct, frozen=True, array_like=True):
+    """A replica that has left its partition's list, until its broker has removed the files."""
+
+    block: int
+    topic_id: bytes
+    topic: str
+    partition: int
+    broker: int
 
 
 class ClusterView(msgspec.Struct, frozen=True):
@@ -82,6 +104,8 @@ class ClusterView(msgspec.Struct, frozen=True):
     owner_start_ticks: int = 0
     temporary: bool = False  # its data goes when it goes
     format: int = 1
+    retired: dict[int, int] = {}  # brokers that were forgotten -> their last broker epoch: one of the same id goes on from there
+    dropped: tuple[DroppedReplica, ...] = ()
 
 
 class LazyClusterView(msgspec.Struct, frozen=True):
@@ -102,6 +126,8 @@ class LazyClusterView(msgspec.Struct, frozen=True):
     owner_start_ticks: int = 0
     temporary: bool = False
     format: int = 1
+    retired: dict[int, int] = {}
+    dropped: tuple[DroppedReplica, ...] = ()
 
 
 # --- requests of clients, and their replies ----------------------------------------------------------------------------
@@ -186,6 +212,38 @@ class ElectLeaders(_Message, frozen=True):
 
     partitions: tuple[tuple[str, int], ...]
     unclean: bool = False
+
+
+class ReassignPartitions(_Message, frozen=True):
+    """Moves (topic, partition, replicas); None for the replicas turns a move round. -> Results in the same order; the moves then go on by themselves.
+    The same twice is the same."""
+
+    partitions: tuple[tuple[str, int, tuple[int, ...] | None], ...]
+    repeated: bool = False
+
+
+class AddBroker(_Message, frozen=True):
+    """A further broker. The client chooses the id (one that is not in its view), so that a repeated request does not add two. -> BrokerAdded when it
+    is ready and the store knows it; Failure if it could not be started, and then there is no such broker."""
+
+    broker_id: int
+    data_dir: str = ""  # "": beside the others
+    repeated: bool = False
+
+
+class BrokerAdded(_Message, frozen=True):
+    broker_id: int
+    pid: int
+    directory: str
+
+
+class RetireBroker(_Message, frozen=True):
+    """Its partitions go to other brokers, then it ends and is forgotten. force: where there is no other one that has none of a partition yet, its list
+    gets shorter. -> Done when the moves are begun, durably; it goes on by itself. The same twice is the same."""
+
+    broker_id: int
+    force: bool = False
+    repeated: bool = False
 
 
 class DescribeCluster(_Message, frozen=True):
@@ -289,6 +347,7 @@ class BrokerApplied(_Message, frozen=True):
     broker_epoch: int
     view_version: int
     removed: tuple[tuple[int, bytes], ...] = ()
+    dropped: tuple[tuple[int, bytes], ...] = ()  # replicas whose files are gone (ClusterView.dropped)
 
 
 class BrokerFailed(_Message, frozen=True):
@@ -327,6 +386,7 @@ class BrokerStop(_Message, frozen=True):
 
     force: bool = False
     timeout_ms: int = 60_000
+    retired: bool = False  # it has nothing any more, and leaves a note of that in its directory
 
 
 class BrokerStopped(_Message, frozen=True):
@@ -380,9 +440,10 @@ class StartOutcome(_Message, frozen=True):
 
 
 Message = Union[  # noqa: UP007 (msgspec wants a real Union at run time)
-    Register, Registered, Unregister, CreateTopics, DeleteTopics, DeleteNamespace, CreatePartitions, AlterTopicConfigs, DeleteRecords, ElectLeaders,
-    AlterIsr, DescribeCluster, Described, Shutdown, Failure, Done, Results, Trims, BrokerStart, BrokerReady, BrokerApplied, BrokerFailed,
-    ViewChanged, Trim, Trimmed, BrokerStop, BrokerStopped, StartOptions, Fork, Forked, EndSpare, StartOutcome,
+    Register, Registered, Unregister, CreateTopics, DeleteTopics, DeleteNamespace, CreatePartitions, AlterTopicConfigs, DeleteRecords,
+    ElectLeaders, ReassignPartitions, AddBroker, BrokerAdded, RetireBroker, AlterIsr, DescribeCluster, Described, Shutdown, Failure, Done, Results,
+    Trims, BrokerStart, BrokerReady, BrokerApplied, BrokerFailed, ViewChanged, Trim, Trimmed, BrokerStop, BrokerStopped, StartOptions, Fork,
+    Forked, EndSpare, StartOutcome,
 ]  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
@@ -526,6 +587,11 @@ def split_name(name: str) -> tuple[str, str]:
     """An internal name's namespace ("" for none) and topic."""
     namespace, slash, topic = name.rpartition("/")
     return (namespace, topic) if slash else ("", name)
+
+
+def directories_elsewhere(view: ClusterView) -> dict[int, str]:
+    """Of brokers that were added with a directory outside of the data directories. What else lies beside them is nobody's business."""
+    return {b.id: b.directory for b in view.brokers.values() if b.directory and os.path.dirname(b.directory) not in view.data_dirs}
 
 
 def partition_directory(broker_directory: str, topic: str, partition: int, topic_id: bytes) -> str:

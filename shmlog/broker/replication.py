@@ -267,6 +267,8 @@ class Replication(threading.Thread):
     def brokers(self, epochs: dict[int, int], lag_ms: int) -> None:
         def change() -> None:
             self.epochs = epochs
+            for retired in [leader for leader in self.dealers if leader not in epochs]:
+                self.dealers.pop(retired)[1].close(0)
             self.lag_ns = lag_ms * MS
 
         self._do(change)
@@ -283,6 +285,8 @@ class Replication(threading.Thread):
                 known = self.leading[role.block] = Leading(role, told_end if told_epoch == role.leader_epoch else end_offset)
             known.role = role
             known.asked, known.asked_ns = role.isr, 0
+            for left in [follower for follower in known.senders if follower not in role.replicas]:
+                lib.sl_fetch_close(known.senders.pop(left).fetch)
             self._count_followers(known)
             out: dict[bytes, tuple[list[Run], list[bytes]]] = {}
             for identity, follower, message in self.early.pop(role.block, ()):

@@ -28,10 +28,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import msgspec
+
 from shmlog import config, directories, shm
 from shmlog import messages as m
 from shmlog._ffi import check, ffi, lib, raise_code
-from shmlog.broker import recovery, retention
+from shmlog.broker import factor, recovery, retention
 from shmlog.clock import MS, NS, monotonic_ns, wall_ns
 from shmlog.errors import (
     IllegalStateError,
@@ -281,6 +283,7 @@ class Broker:
             if not found:
                 os.pwrite(self.lock_fd, owner.encode() + b"\n", 0)
                 os.fsync(self.lock_fd)
+            directories.mark_in_use(directory)
         except OSError as exc:
             if isinstance(exc, ShmlogError):
                 raise
@@ -433,7 +436,7 @@ class Broker:
             if p.leader == self.start.broker_id
         }
         self._write_epochs(view, max((p.leader_epoch for _, _, p in wanted.values()), default=0))
-        removed = []
+        removed, dropped = [], []
         for gone in view.deleting:
             if gone.leader == self.start.broker_id:
                 self._remove(gone)
@@ -463,23 +466,25 @@ class Broker:
                     self._write_topic(role.directory, view.topics[role.topic])
                 self.replication.follow(role)
                 self.roles[role.block] = role
-        self._send_applied(view.version, removed)
+        for left in view.dropped:
+            if left.broker == self.start.broker_id:
+                self._remove_directory(m.partition_directory(self.start.directory, left.topic, left.partition, left.topic_id))
+                dropped.append((left.block, left.topic_id))
+        self._send_applied(view.version, removed, dropped)
 
     # --- replicas ---
 
     def _roles(self, view: m.ClusterView) -> dict[int, Role]:
         """The replicated partitions in which this broker has a part."""
-        if not any(len(topic.partitions[0].replicas) > 1 for topic in view.topics.values()):
+        if not any(len(p.replicas) > 1 for topic in view.topics.values() for p in topic.partitions):
             return {}
         from shmlog.broker.replication import Role
 
         me, found = self.start.broker_id, {}
         for topic in view.topics.values():
-            if len(topic.partitions[0].replicas) < 2:
-                continue
             typed = config.topic_config(topic.config)
             for number, p in enumerate(topic.partitions):
-                if me in p.replicas:
+                if me in p.replicas and len(p.replicas) > 1:
                     directory = m.partition_directory(self.start.directory, topic.name, number, topic.topic_id)
                     found[p.block] = Role(
                         topic.name, topic.topic_id, number, p.block, p.leader, p.leader_epoch, p.replicas, p.isr, typed.min_insync_replicas,
@@ -546,9 +551,9 @@ class Broker:
                 found.append(m.ReplicaReport(role.block, role.topic_id, epoch, recovered.end - recovered.missing))
         return found
 
-    def _send_applied(self, version: int, removed: list[tuple[int, bytes]]) -> None:
-        if self.connection is not None and removed:
-            self._send(m.BrokerApplied(self.start.broker_id, self.start.broker_epoch, version, tuple(removed)))
+    def _send_applied(self, version: int, removed: list[tuple[int, bytes]], dropped: list[tuple[int, bytes]]) -> None:
+        if self.connection is not None and (removed or dropped):
+            self._send(m.BrokerApplied(self.start.broker_id, self.start.broker_epoch, version, tuple(removed), tuple(dropped)))
 
     def _take_over(self, topic: m.TopicView, number: int, view: m.PartitionView) -> None:
         directory = ""
@@ -593,9 +598,9 @@ class Broker:
         if was is None:
             was = directories.read_epochs(self.start.directory)
         now = directories.EpochsFile(
-            view.boot_counter, view.version, self.start.broker_epoch, max(leader_epoch, was.leader_epoch), view.config
+            view.boot_counter, view.version, self.start.broker_epoch, max(leader_epoch, was.leader_epoch), view.config, m.directories_elsewhere(view)
         )
-        if self.epochs is not None and (now.leader_epoch, now.config, now.boot_counter) == (was.leader_epoch, was.config, was.boot_counter):
+        if self.epochs is not None and msgspec.structs.replace(now, view_version=was.view_version) == was:
             return  # a view version alone is not worth a write: a rebuilt cluster begins far above
         try:
             directories.write_epochs(self.start.directory, now, sync=now.boot_counter != was.boot_counter)
@@ -622,9 +627,13 @@ class Broker:
         partition.written_end = base - missing
         given = self._options(partition, base)
         given.missing = missing
+        if partition.replicated and self._in_memory(words):
+            factor.before_opening(self.cluster, self.row, partition.block, partition.leader_epoch)
         code = lib.sl_broker_add(self.handle, given)
         if code < 0:
             raise_code(code, f"{partition} cannot be opened: {ffi.string(lib.sl_strerror(code)).decode()}")
+        if not partition.replicated:
+            factor.after_opening(self.cluster, self.row, partition.block, partition.leader_epoch)
         if start > partition.offset("log_start"):
             check(lib.sl_broker_trim(self.handle, partition.block, start))
         partition.seen_end = self._end(partition)
@@ -986,6 +995,8 @@ class Broker:
         self._send(m.BrokerStopped(self.start.broker_id, self.start.broker_epoch, unspilled, failure))
         if unspilled and not message.force:
             return  # a view with new leader epochs opens everything again
+        if message.retired and self.start.directory:
+            directories.mark_retired(self.start.directory)
         if self.replication is not None:
             self.replication.end()
         lib.sl_broker_free(self.handle)

@@ -220,6 +220,7 @@ class Admin:
                     "state": _PROCESS_STATES.get(process.state, "dead"),
                     "broker_epoch": broker.broker_epoch,
                     "directory": broker.directory or None,
+                    "retiring": broker.retiring,
                 }
             )
         return {
@@ -267,6 +268,67 @@ class Admin:
 
     perform_leader_election = elect_leaders  # kafka-python's name
 
+    # --- moves of replicas ---
+
+    def reassign_partitions(
+        self, reassignments: Mapping[TopicPartition, Iterable[int] | None], timeout_ms: float | None = None, raise_errors: bool = True
+    ) -> dict[TopicPartition, dict[str, Any]]:
+        """Gives partitions other replicas: {TopicPartition: [broker ids]}, the first being the one that should lead; more or fewer of them change the
+        replication factor; None takes back a move that is under way. {tp: {"error_code", "error_message"}}.
+
+        It returns when the moves are begun, durably: the new replicas copy, come in sync, one of them leads if the leader leaves, and the old ones go,
+        while producers and consumers go on. list_partition_reassignments() shows what is under way. InvalidReplicationAssignmentError (no such
+        broker, named twice, down, retiring), InvalidReplicationFactorError, NoReassignmentInProgressError, NotEnoughReplicasError.
+        """
+        session = self._open()
+        wanted = {
+            TopicPartition(topic, _int(n, "a partition")): None if to is None else tuple(_int(r, "a broker's id") for r in to)
+            for (topic, n), to in reassignments.items()
+        }
+        request = messages.ReassignPartitions(tuple((_internal(session, tp.topic), tp.partition, to) for tp, to in wanted.items()))
+        failures = self._results(request, timeout_ms)
+        result = {tp: _outcome(f) for tp, f in zip(wanted, failures, strict=True)}
+        _finish({}, failures, raise_errors)
+        return result
+
+    alter_partition_reassignments = reassign_partitions  # kafka-python's name
+
+    def list_partition_reassignments(self, topic_partitions: Iterable[TopicPartition] | None = None) -> dict[TopicPartition, dict[str, list[int]]]:
+        """Moves under way: {tp: {"replicas", "adding_replicas", "removing_replicas"}}."""
+        session = self._open()
+        named = None if topic_partitions is None else {TopicPartition(*tp) for tp in topic_partitions}
+        found = {}
+        for name in session.topics():
+            topic = session.topic(name)
+            for n, p in enumerate(topic.partitions if topic else ()):
+                tp = TopicPartition(name, n)
+                if p.target and (named is None or tp in named):
+                    found[tp] = {"replicas": list(p.replicas), "adding_replicas": list(p.adding), "removing_replicas": list(p.removing)}
+        return found
+
+    # --- brokers ---
+
+    def add_broker(self, data_dir: str | None = None, timeout_ms: float | None = None) -> dict[str, Any]:
+        """Starts a further broker, with a directory beside the others or in data_dir; a restart of the cluster brings it again. {"broker_id", "pid",
+        "directory"} once it is ready. It has no partitions yet: reassign_partitions() and new topics give it some. What keeps it from starting is
+        raised (StorageError, ...), and then there is no such broker."""
+        session = self._open()
+        while True:
+            broker_id = next(id for id in range(len(session.view.brokers) + 1) if id not in session.view.brokers)
+            try:
+                added = session.request(messages.AddBroker(broker_id, os.path.realpath(data_dir) if data_dir else ""), self._timeout(timeout_ms))
+            except errors.DuplicateBrokerRegistrationError:
+                continue  # somebody else adds one too, and was quicker
+            return {"broker_id": added.broker_id, "pid": added.pid, "directory": added.directory or None}
+
+    def retire_broker(self, broker_id: int, force: bool = False, timeout_ms: float | None = None) -> None:
+        """The broker gives its partitions, and what it leads, to others; then its process ends and the cluster forgets it; its directory stays. Returns
+        when that is begun, durably; describe_cluster() lists the broker, as retiring, until it is done.
+
+        BrokerIdNotRegisteredError; NotEnoughReplicasError with numbers where a partition has no other broker to go to, unless force=True lets its
+        replica list get shorter (never empty)."""
+        self._open().request(messages.RetireBroker(_int(broker_id, "a broker's id"), force), self._timeout(timeout_ms))
+
     # --- groups, moves of replicas: not yet ---
 
     def _later(self, what: str) -> errors.ShmlogError:
@@ -284,9 +346,6 @@ class Admin:
 
     def alter_group_offsets(self, group_id: str, offsets: Any) -> Any:
         raise self._later("alter_group_offsets(): consumer groups")
-
-    def reassign_partitions(self, *args: Any, **keywords: Any) -> Any:
-        raise self._later("reassign_partitions()")
 
     # --- changes ---
 
@@ -375,6 +434,8 @@ class Admin:
                     "replicas": list(p.replicas),
                     "isr_nodes": list(p.isr),
                     "isr": list(p.isr),
+                    "adding_replicas": list(p.adding),
+                    "removing_replicas": list(p.removing),
                     "offline_replicas": [],
                     "log_start_offset": int(out.log_start),
                     "high_watermark": int(out.high_watermark),

@@ -124,6 +124,11 @@ class Assignment(ConsumerRow):
             raise errors.UnknownTopicOrPartitionError(f"there is no topic {name!r}", topic=name)
         return view
 
+    def _take_up_view(self) -> None:
+        """New partitions, and files that are another broker's now."""
+        if self._version != self._session.version_word[0]:
+            self._refresh(first=False)
+
     def _refresh(self, first: bool) -> None:
         """Makes _parts what is subscribed, by the cluster view in force. first: by the user's call; else partitions that are new are read from their
         beginning."""
@@ -213,7 +218,7 @@ class Assignment(ConsumerRow):
 
     def _move_files(self, tp: TopicPartition, part: Assigned, view: Any) -> None:
         """Another replica leads: its files are read from now on. Both have all that was committed, so nothing changes for the reader."""
-        if view.topic_id != part.topic_id or len(view.partitions[tp.partition].replicas) < 2:
+        if view.topic_id != part.topic_id:
             return
         directory = self._session.partition_directory(tp.topic, tp.partition)
         if directory is not None and directory != part.directory:

@@ -264,6 +264,7 @@ class Consumer(Fetching):
             self._drop_ready()
             deadline = handle.deadline_of(None, min(timeout_ms, 1e12))
             while True:
+                self._take_up_view()
                 self._find_position(part)
                 _, end = self._ends(part)
                 back = 1

@@ -36,8 +36,7 @@ class Fetching(Positions):
 
     def _in_turn(self) -> list[Assigned]:
         """The partitions to look at, beginning with the one whose turn it is. Takes up new partitions first."""
-        if self._version != self._session.version_word[0]:
-            self._refresh(first=False)
+        self._take_up_view()
         parts = [part for part in self._parts.values() if not part.paused]
         if not parts:
             return parts
@@ -65,6 +64,8 @@ class Fetching(Positions):
                 return 0
             if n in (lib.SL_E_AGAIN, lib.SL_E_INTR, lib.SL_E_TIMEOUT, lib.SL_E_FENCED):
                 return 0
+            if self._version != self._session.version_word[0]:
+                return 0  # another broker may lead, and the files that we read be gone: first by the new view
             self._raise(part, n)
         return 0
 

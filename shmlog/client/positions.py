@@ -55,6 +55,7 @@ class Positions(Assignment):
         """For each partition the first record whose timestamp (ms since 1970) is at least this; None if there is none."""
         self._enter()
         try:
+            self._take_up_view()
             found: dict[TopicPartition, OffsetAndTimestamp | None] = {}
             for tp, ms in timestamps.items():
                 if ms < 0:

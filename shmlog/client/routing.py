@@ -92,7 +92,8 @@ class Routing(Sender):
         config = topic_config(view.config)
         acks = []
         for n, p in enumerate(view.partitions):
-            replicated = len(p.replicas) > 1
+            # Also as long as readers stop at the high watermark: an acknowledgement says that they may see the record (broker/factor.py).
+            replicated = len(p.replicas) > 1 or lib.sl_cluster_partition(thread.cluster, p.block).flags & lib.SL_PF_REPLICATED
             if self._acks != APPENDED and config.min_insync_replicas > len(p.replicas):
                 raise errors.NotEnoughReplicasError(
                     f"{topic}-{n} has {len(p.replicas)} replicas, min.insync.replicas is {config.min_insync_replicas}",
@@ -112,11 +113,16 @@ class Routing(Sender):
         route.blocks = [p.block for p in view.partitions]
         route.acks = acks
         route.places += [None] * (len(acks) - len(route.places))
+        changed = [place for place in route.places if place is not None and place.acks != acks[place.partition]]
+        for place in changed:  # from one replica to several, or back: what acks=all has to wait for is another
+            place.acks = acks[place.partition]
         route.count = len(acks)
         route.version = version
         thread.routes[topic] = route
         if route.lane is not None:
             route.lane.refresh(version, route.count)
+            for place in changed:
+                route.lane.open(place.partition, int(ffi.cast("uintptr_t", place.appender)), place if place.acks else None)
             thread.lanes.add(topic, route.lane)
         return route
 

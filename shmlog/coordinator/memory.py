@@ -170,13 +170,23 @@ class Memory:
             lib.sl_put32(ffi.addressof(p, "partition"), number)
             lib.sl_put32(ffi.addressof(p, "leader_epoch"), partition.leader_epoch)  # later ones are stored by whoever opens them
         memory = typed.shmlog_memory_bytes if typed.shmlog_memory_bytes != -1 else self.control.memory_max_bytes
-        lib.sl_put32(ffi.addressof(p, "flags"), metadata.partition_flags(view, topic, number))
-        lib.sl_put32(ffi.addressof(p, "max_message_bytes"), typed.max_message_bytes)
+        self._write_flags(p, metadata.partition_flags(view, topic, number), typed.max_message_bytes, first)
         lib.sl_put64(ffi.addressof(p, "memory_bytes"), memory)
         lib.sl_put32(ffi.addressof(p, "bell_process"), view.brokers[partition.leader].process if partition.leader in view.brokers else 0)
         lib.sl_put32(ffi.cast("uint32_t *", ffi.addressof(p, "leader")), partition.leader & 0xFFFFFFFF)
         if first:
             lib.sl_put32(ffi.addressof(p, "state"), lib.SL_PARTITION_LIVE)
+
+    @staticmethod
+    def _write_flags(p: Any, flags: int, max_message_bytes: int, first: bool) -> None:
+        """Whether readers stop at the high watermark is, after the first time, said by the leader's broker, when it has opened the partition with one
+        replica or several (broker/factor.py); both change the word {flags, max_message_bytes} by CAS."""
+        word = ffi.cast("uint64_t *", ffi.addressof(p, "flags"))
+        while True:
+            seen = lib.sl_get64(word)
+            now = flags if first else flags & ~metadata.PF_REPLICATED | seen & metadata.PF_REPLICATED
+            if lib.sl_swap64(word, seen, max_message_bytes << 32 | now):
+                return
 
     def mark_deleted(self, block: int, topic_id: bytes) -> None:
         p = lib.sl_cluster_partition(self.handle, block)

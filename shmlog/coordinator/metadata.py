@@ -20,6 +20,7 @@ import msgspec
 from shmlog import config
 from shmlog.coordinator import elections
 from shmlog.errors import (
+    DuplicateBrokerRegistrationError,
     IllegalArgumentError,
     InvalidConfigurationError,
     InvalidPartitionsError,
@@ -90,24 +91,21 @@ def configured(view: ClusterView, options: StartOptions) -> ClusterView:
             key="data",
             hint="start it with the same --data, or stop and wipe it first: `shmlog down --wipe`",
         )
-    brokers = dict(view.brokers)
-    for broker_id in sorted(brokers, reverse=True):
-        if broker_id < wanted:
-            break
-        needed = sum(broker_id in p.replicas for t in view.topics.values() for p in t.partitions)
-        needed += sum(p.leader == broker_id or broker_id in p.followers for p in view.deleting)
+    while len(view.brokers) > wanted:
+        broker_id = max(view.brokers)
+        needed = parts_of(view, broker_id)
         if needed:
             raise InvalidConfigurationError(
-                f"broker {broker_id} has {needed} partitions; the cluster cannot go on with {wanted} brokers", key="brokers"
+                f"broker {broker_id} has {needed} partitions; the cluster cannot go on with {wanted} brokers",
+                key="brokers",
+                hint=f"`shmlog up`, then `shmlog broker retire {broker_id}` gives them to the others",
             )
-        del brokers[broker_id]
-    for broker_id in range(wanted):
-        if broker_id not in brokers:
-            brokers[broker_id] = BrokerView(broker_id, FIRST_BROKER_PROCESS + broker_id, 0, broker_directory(view.data_dirs, broker_id))
+        view = forget_broker(view, broker_id)
+    while len(view.brokers) < wanted:
+        view = add_broker(view, free_broker_id(view.brokers))
     typed = config.cluster_config(options.config, config.cluster_config(view.config))
     return msgspec.structs.replace(
         view,
-        brokers=brokers,
         config=config.to_strings(typed, changed_only=True),
         state_dir=options.state_dir or view.state_dir,
         owner_pid=options.owner_pid,
@@ -116,11 +114,44 @@ def configured(view: ClusterView, options: StartOptions) -> ClusterView:
     )
 
 
+def free_broker_id(brokers: Iterable[int]) -> int:
+    taken = set(brokers)
+    return next(id for id in range(len(taken) + 1) if id not in taken)
+
+
+def parts_of(view: ClusterView, broker_id: int) -> int:
+    """Partitions, also of deleted topics, of which this broker has anything."""
+    count = sum(broker_id in p.replicas for t in view.topics.values() for p in t.partitions)
+    return count + sum(p.leader == broker_id or broker_id in p.followers for p in view.deleting)
+
+
+def add_broker(view: ClusterView, broker_id: int, data_dir: str = "") -> ClusterView:
+    if broker_id in view.brokers:
+        raise DuplicateBrokerRegistrationError(f"there is a broker {broker_id} already")
+    if not 0 <= broker_id < MAX_BROKERS:
+        raise IllegalArgumentError(f"a cluster has at most {MAX_BROKERS} brokers, 0 to {MAX_BROKERS - 1}; {broker_id} is none of them")
+    if data_dir and not view.data_dirs:
+        raise InvalidConfigurationError(f"the cluster keeps nothing on disk (--data none), so broker {broker_id} has no use for {data_dir}", key="data")
+    directory = broker_directory((data_dir,) if data_dir else view.data_dirs, broker_id)
+    added = BrokerView(broker_id, FIRST_BROKER_PROCESS + broker_id, view.retired.get(broker_id, 0), directory)
+    retired = {id: epoch for id, epoch in view.retired.items() if id != broker_id}
+    return msgspec.structs.replace(view, brokers={**view.brokers, broker_id: added}, retired=retired)
+
+
+def forget_broker(view: ClusterView, broker_id: int) -> ClusterView:
+    """It has nothing any more (parts_of()). Its epoch is kept: one that gets its id must not be taken for it."""
+    brokers = {id: b for id, b in view.brokers.items() if id != broker_id}
+    return msgspec.structs.replace(view, brokers=brokers, retired={**view.retired, broker_id: view.brokers[broker_id].broker_epoch})
+
+
 def relocated(view: ClusterView, data_dirs: Sequence[str]) -> ClusterView:
     """The view of a cluster whose directories were moved: they are found where its database was found, in the same order."""
     if len(data_dirs) != len(view.data_dirs):
         return view  # another number of them: configured() refuses
-    brokers = {b.id: msgspec.structs.replace(b, directory=broker_directory(data_dirs, b.id)) for b in view.brokers.values()}
+    usual = {b.id for b in view.brokers.values() if b.directory == broker_directory(view.data_dirs, b.id)}  # the others were added elsewhere
+    brokers = {
+        b.id: msgspec.structs.replace(b, directory=broker_directory(data_dirs, b.id)) if b.id in usual else b for b in view.brokers.values()
+    }
     return msgspec.structs.replace(view, data_dirs=tuple(data_dirs), brokers=brokers)
 
 
@@ -138,7 +169,8 @@ def restarted(view: ClusterView, clean: bool) -> ClusterView:
         )
         for t in view.topics.values()
     }
-    return elections.without_leaders(msgspec.structs.replace(view, version=view.version + jump, brokers=brokers, topics=topics))
+    retired = {id: epoch + jump for id, epoch in view.retired.items()}
+    return elections.without_leaders(msgspec.structs.replace(view, version=view.version + jump, brokers=brokers, topics=topics, retired=retired))
 
 
 def next_view(view: ClusterView, coordinator_epoch: int, **changes: object) -> ClusterView:
@@ -224,7 +256,7 @@ def create_topics(
     """Each topic is made or refused by itself. One that stands there with the very id that is asked for was made by an earlier copy of the request."""
     topics = dict(view.topics)
     blocks = _Blocks(view, last_epoch)
-    load = _load(view)
+    load = loads_of(view)
     failures: Failures = []
     for spec in specs:
         try:
@@ -256,8 +288,8 @@ def _new_topic(view: ClusterView, spec: TopicSpec, new_id: Callable[[], bytes], 
     else:
         count = defaults.num_partitions if spec.partitions == -1 else spec.partitions
         factor = defaults.default_replication_factor if spec.replication_factor == -1 else spec.replication_factor
-    _check_replication_factor(view, typed, factor)
-    _check_min_insync(typed, factor)
+    check_replication_factor(view, typed, factor, len(load))
+    check_min_insync(typed, factor)
     return TopicView(
         name=spec.name,
         topic_id=spec.topic_id if len(spec.topic_id) == 16 else new_id(),
@@ -289,19 +321,21 @@ def _new_partitions(
     return tuple(made)
 
 
-def _load(view: ClusterView) -> dict[int, int]:
-    """Replicas a broker has: the next partition goes to whoever has fewest."""
-    load = dict.fromkeys(view.brokers, 0)
+def loads_of(view: ClusterView) -> dict[int, int]:
+    """Replicas a broker has: the next partition goes to whoever has fewest. None goes to one that is retiring."""
+    found = {b.id: 0 for b in view.brokers.values() if not b.retiring}
     for topic in view.topics.values():
         for p in topic.partitions:
-            for broker in p.replicas:
-                load[broker] += 1
-    return load
+            for broker in p.target or p.replicas:
+                if broker in found:
+                    found[broker] += 1
+    return found
 
 
-def _check_replication_factor(view: ClusterView, typed: config.TopicConfig, factor: int) -> None:
-    if factor < 1 or factor > min(len(view.brokers), MAX_REPLICATION_FACTOR):
-        brokers = f"{len(view.brokers)} broker{'s' * (len(view.brokers) != 1)}"
+def check_replication_factor(view: ClusterView, typed: config.TopicConfig, factor: int, count: int) -> None:
+    """`count`: brokers that may have a replica."""
+    if factor < 1 or factor > min(count, MAX_REPLICATION_FACTOR):
+        brokers = f"{count} broker{'s' * (count != 1)}"
         raise InvalidReplicationFactorError(f"replication factor {factor} is not possible with {brokers}")
     if factor > 1 and not (typed.shmlog_spill and view.data_dirs):
         raise InvalidReplicationFactorError(
@@ -315,11 +349,13 @@ def _check_replication_factor(view: ClusterView, typed: config.TopicConfig, fact
 def _check_replicas(view: ClusterView, replicas: Sequence[int], factor: int, partition: int) -> None:
     if not replicas or len(set(replicas)) != len(replicas) or not set(replicas) <= set(view.brokers):
         raise IllegalArgumentError(f"partition {partition}: replicas {list(replicas)} are not distinct brokers of {sorted(view.brokers)}")
+    if retiring := [r for r in replicas if view.brokers[r].retiring]:
+        raise IllegalArgumentError(f"partition {partition}: broker {retiring[0]} is retiring")
     if len(replicas) != factor:
         raise InvalidReplicationFactorError(f"partition {partition} has {len(replicas)} replicas, partition 0 has {factor}")
 
 
-def _check_min_insync(typed: config.TopicConfig, factor: int) -> None:
+def check_min_insync(typed: config.TopicConfig, factor: int) -> None:
     if typed.min_insync_replicas > factor:
         raise InvalidConfigurationError(
             f"min.insync.replicas={typed.min_insync_replicas} with {factor} replicas: no append could ever be acknowledged",
@@ -373,7 +409,7 @@ def create_partitions(
 ) -> Decision:
     topics = dict(view.topics)
     blocks = _Blocks(view, last_epoch)
-    load = _load(view)
+    load = loads_of(view)
     failures: Failures = []
     changed = False
     for name, total in totals.items():
@@ -387,7 +423,8 @@ def create_partitions(
                 continue
             if total <= have:
                 raise InvalidPartitionsError(f"topic {name!r} has {have} partitions; {total} are not more", topic=name)
-            factor = len(topic.partitions[0].replicas)
+            factor = len(topic.partitions[0].target or topic.partitions[0].replicas)
+            check_replication_factor(view, config.topic_config(topic.config), factor, len(load))
             more = _new_partitions(name, have, total, factor, {}, blocks, load)
             topics[name] = msgspec.structs.replace(topic, partitions=topic.partitions + more)
             changed = True
@@ -418,9 +455,10 @@ def alter_topic_configs(view: ClusterView, configs: Mapping[str, Mapping[str, st
                     key="shmlog.spill",
                     hint="make a new topic",
                 )
-            factor = len(topic.partitions[0].replicas)
-            _check_replication_factor(view, typed, factor)
-            _check_min_insync(typed, factor)
+            factors = [len(p.target or p.replicas) for p in topic.partitions]
+            most = max(len(p.replicas) for p in topic.partitions)  # while they move these are more
+            check_replication_factor(view, typed, most, len(view.brokers))
+            check_min_insync(typed, min(factors))
             strings = config.to_strings(typed, changed_only=True)
             if strings != topic.config:
                 topics[name] = msgspec.structs.replace(topic, config=strings)
@@ -458,7 +496,7 @@ def partition_flags(view: ClusterView, topic: TopicView, number: int) -> int:
         flags |= PF_APPENDED
     if typed.message_timestamp_type == "LogAppendTime":
         flags |= PF_LOG_APPEND_TIME
-    if len(topic.partitions[0].replicas) > 1:
+    if len(topic.partitions[number].replicas) > 1:
         flags |= PF_REPLICATED
     if len(topic.partitions[number].isr) < typed.min_insync_replicas:
         flags |= PF_BELOW_MIN_ISR

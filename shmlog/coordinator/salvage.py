@@ -55,7 +55,8 @@ def from_memory(
             living.setdefault(block.topic_id, {})[block.partition] = block
     deleted = {b.topic_id for b in blocks if b.deleted}
     brokers = {
-        id: base.brokers[id] if id in base.brokers else _broker(base.data_dirs, id) for id in sorted({*base.brokers, *broker_epochs})
+        id: base.brokers[id] if id in base.brokers else _broker(base.data_dirs, id)
+        for id in sorted({*base.brokers, *(id for id, epoch in broker_epochs.items() if epoch > base.retired.get(id, -1))})
     }
     brokers = {b.id: msgspec.structs.replace(b, broker_epoch=max(b.broker_epoch, broker_epochs.get(b.id, 0)) + jump) for b in brokers.values()}
     topics: dict[str, TopicView] = {}
@@ -69,10 +70,7 @@ def from_memory(
                     leader = p.leader if p.leader != NO_LEADER else p.replicas[0]
                     deleting.append(DeletingPartition(p.block, topic.topic_id, topic.name, number, leader))
             continue
-        partitions = [
-            msgspec.structs.replace(p, leader_epoch=max(p.leader_epoch, have[n].leader_epoch if n in have else 0) + jump)
-            for n, p in enumerate(topic.partitions)
-        ]
+        partitions = [_as_block_says(p, have[n], brokers, jump) if n in have else _later(p, jump) for n, p in enumerate(topic.partitions)]
         more = _opened(have, len(partitions))
         if more:
             said.append(f"topic {topic.name!r} had grown to {len(partitions) + len(more)} partitions")
@@ -94,6 +92,20 @@ def from_memory(
         said.append(f"topic {topic_id.hex()} is in no view that can be read; it is called {name!r}")
     view = msgspec.structs.replace(base, version=version, brokers=brokers, topics=topics, deleting=tuple(deleting))
     return Salvaged(view, said)
+
+
+def _later(p: PartitionView, jump: int) -> PartitionView:
+    return msgspec.structs.replace(p, leader_epoch=p.leader_epoch + jump)
+
+
+def _as_block_says(p: PartitionView, block: Block, brokers: Mapping[int, BrokerView], jump: int) -> PartitionView:
+    """Where another broker leads than the view knows, it alone is sure to have everything: what led before may even have left the list since, and be
+    without its files."""
+    p = msgspec.structs.replace(p, leader_epoch=max(p.leader_epoch, block.leader_epoch))
+    if block.leader not in brokers or block.leader == p.leader:
+        return _later(p, jump)
+    replicas = p.replicas if block.leader in p.replicas else (*p.replicas, block.leader)
+    return _later(msgspec.structs.replace(p, leader=block.leader, replicas=replicas, isr=(block.leader,)), jump)
 
 
 def _opened(have: Mapping[int, Block], first: int) -> list[Block]:

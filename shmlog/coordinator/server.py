@@ -204,6 +204,7 @@ class Coordinator:
                 return
         if supervision.view_failed:
             supervision.start_brokers()
+        supervision.go_on_with_moves()
         asked_ns = supervision.standby_asked_ns
         if supervision.standby_pidfd < 0 and not supervision.stopping and asked_ns and now - asked_ns > STANDBY_RETRY_NS:
             supervision.ask_for_standby()
@@ -258,6 +259,9 @@ class Coordinator:
             m.BrokerFailed: supervision.broker_failed,
             m.AlterIsr: supervision.alter_isr,
             m.ElectLeaders: supervision.elect_leaders,
+            m.ReassignPartitions: supervision.reassign_partitions,
+            m.RetireBroker: supervision.retire_broker,
+            m.AddBroker: supervision.add_broker,
         }
 
     def _handle(self, connection: Connection, message: Any) -> None:

@@ -12,7 +12,7 @@ from shmlog import messages as m
 from shmlog import proc, shm
 from shmlog._ffi import lib
 from shmlog.clock import MS, NS, monotonic_ns
-from shmlog.coordinator import metadata
+from shmlog.coordinator import metadata, moves
 from shmlog.coordinator.connections import Connection
 from shmlog.coordinator.decisions import Decisions, Reply
 from shmlog.coordinator.memory import log
@@ -45,7 +45,8 @@ class Shutdown:
             lib.sl_view_changed(self.decisions.control)
         for broker in self.supervision.brokers.values():
             if not broker.running:
-                broker.stopped = broker.stopped or self.supervision.stopping.force
+                retired = moves.has_retired(self.decisions.view, broker.id)
+                broker.stopped = broker.stopped or self.supervision.stopping.force or retired
             elif self.supervision.stopping.force and self.decisions.view.temporary:
                 broker.stopped = True  # its data goes anyway
                 proc.kill(broker.pidfd)
@@ -132,6 +133,6 @@ class Shutdown:
         view = self.decisions.view or self.decisions.memory.read_view(self.decisions.memory.view_version())
         shm.remove_cluster(self.decisions.prefix)
         if view is not None and view.temporary:
-            for directory in {*view.data_dirs, view.state_dir}:
+            for directory in {*view.data_dirs, view.state_dir, *m.directories_elsewhere(view).values()}:
                 shutil.rmtree(directory, ignore_errors=True)
         shm.remove_run_dir(self.run_dir)

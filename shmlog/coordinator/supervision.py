@@ -17,7 +17,7 @@ from shmlog import proc, shm
 from shmlog import spare as spare_process
 from shmlog._ffi import lib
 from shmlog.clock import MS, NS, monotonic_ns
-from shmlog.coordinator import elections, metadata
+from shmlog.coordinator import elections, metadata, moves
 from shmlog.coordinator.connections import Connection, Connections
 from shmlog.coordinator.decisions import Decisions, Reply
 from shmlog.coordinator.memory import COORDINATOR_SLOTS, log
@@ -47,6 +47,8 @@ class Broker:
         self.deaths_unready = 0
         self.start_at_ns = 0  # not before; 0: at once
         self.failure: m.Failure | None = None
+        self.adding: list[Reply] = []  # who waits for its first start
+        self.dismissed: Connection | None = None  # where a retired one was told to end
         self.stopped = False  # in a shutdown: it has reported that all is safe
 
     @property
@@ -86,11 +88,16 @@ class Supervision:
         self.standby_pidfd = -1
         self.standby_asked_ns = 0
         self.reports: dict[int, dict[int, m.ReplicaReport]] = {}  # block -> broker -> what its files hold, of partitions without a leader
+        self.resting: m.ClusterView | None = None  # in which nothing moves: of 10,000 partitions nobody wants to look at each all the time
         self.stopping: Stopping | None = None
         self.when_stopped: Callable[[], None]  # shutdown.py's, asked when a broker has ended in a shutdown
 
     def alive(self) -> set[int]:
         return {b.id for b in self.brokers.values() if b.running}
+
+    def up(self) -> set[int]:
+        """Those that could take a partition now."""
+        return {b.id for b in self.brokers.values() if b.running and b.ready}
 
     def tell(self, version: int) -> None:
         for broker in self.brokers.values():
@@ -119,6 +126,7 @@ class Supervision:
         """
         now = monotonic_ns()
         due = [b for b in self.brokers.values() if not b.running and not b.stopped and now >= b.start_at_ns]
+        due = [b for b in due if not moves.has_retired(self.decisions.view, b.id)]
         if not due:
             return
         try:
@@ -157,7 +165,7 @@ class Supervision:
         if broker.connection is not None:
             self.connections.close(broker.connection)
         if self.stopping:
-            if not broker.stopped and not self.stopping.force:
+            if not broker.stopped and not self.stopping.force and not moves.has_retired(self.decisions.view, broker.id):
                 broker.start_at_ns = 0  # it died with things to spill: its successor spills them
                 log(f"broker {broker.id} died while stopping; starting it again")
                 self.start_brokers()
@@ -167,6 +175,9 @@ class Supervision:
             return
         # First of all: another in-sync replica leads on, and nobody waits for this one's acknowledgements.
         self._decide(elections.broker_down(self.decisions.view, broker.id, self.alive()), f"the death of broker {broker.id}")
+        if moves.has_retired(self.decisions.view, broker.id):
+            self._dismiss_retired()
+            return
         if broker.ready:
             broker.deaths_unready = 0
             log(f"broker {broker.id} (pid {broker.pid}) died; starting it again")
@@ -174,16 +185,51 @@ class Supervision:
             broker.deaths_unready += 1
             log(f"broker {broker.id} (pid {broker.pid}) died before it was ready ({broker.deaths_unready})")
             broker.start_at_ns = died + min(50 * MS * 2**broker.deaths_unready, RESTART_DELAY_MAX_NS)
+            if broker.adding and (broker.failure or broker.deaths_unready >= STARTS_MAX) and not metadata.parts_of(self.decisions.view, broker.id):
+                self._give_up_adding(broker)
+                return
             if self.report.fd >= 0 and (broker.failure or broker.deaths_unready >= STARTS_MAX):
                 self._give_up_start(broker)
                 return
         self.start_brokers()
 
-    def _give_up_start(self, broker: Broker) -> None:
-        """The first start failed: say why, and take down what there is; data on disk and memory of an earlier run stay."""
+    def _why_not_started(self, broker: Broker) -> m.Failure:
         path = spare_process.log_path(self.decisions.view.state_dir, f"broker-{broker.id}")
         died = BrokerNotRunningError(f"broker {broker.id} died {broker.deaths_unready} times while starting; its log is {path}")
-        failure = broker.failure or m.failure_of(died)
+        return broker.failure or m.failure_of(died)
+
+    def add_broker(self, connection: Connection, message: m.AddBroker, reply: Reply) -> None:
+        """Killed before the reply: the successor starts it, and the repeated request finds it in the view."""
+        if self.stopping:
+            raise IllegalStateError("the cluster is going down")
+        if message.broker_id not in self.decisions.view.brokers or not message.repeated:
+            self.decisions.decide(metadata.add_broker(self.decisions.view, message.broker_id, message.data_dir))
+            self.brokers[message.broker_id] = Broker(message.broker_id)  # the loop starts it
+        broker = self.brokers[message.broker_id]
+        broker.adding.append(reply)
+        if broker.ready:
+            self._added(broker)
+
+    def _added(self, broker: Broker) -> None:
+        waiting, broker.adding = broker.adding, []
+        for reply in waiting:
+            self.decisions.reply_when_stored(reply, m.BrokerAdded(broker.id, broker.pid, self.decisions.view.brokers[broker.id].directory))
+
+    def _give_up_adding(self, broker: Broker) -> None:
+        failure = self._why_not_started(broker)
+        self._forget(broker)
+        for reply in broker.adding:
+            reply(failure)
+
+    def _forget(self, broker: Broker) -> None:
+        """Killed before the entry is cleared: it names a process that is dead, of an epoch that the view calls retired."""
+        self.decisions.decide(metadata.forget_broker(self.decisions.view, broker.id))
+        del self.brokers[broker.id]
+        self.decisions.memory.write_process(metadata.FIRST_BROKER_PROCESS + broker.id, lib.SL_ROLE_NONE, 0, 0, 0, lib.SL_PROCESS_DEAD, 0)
+
+    def _give_up_start(self, broker: Broker) -> None:
+        """The first start failed: say why, and take down what there is; data on disk and memory of an earlier run stay."""
+        failure = self._why_not_started(broker)
         for other in self.brokers.values():
             if other.running:
                 proc.kill(other.pidfd)
@@ -205,16 +251,21 @@ class Supervision:
             self.reports.setdefault(report.block, {})[broker.id] = report
         self._decide(elections.elect_reported(self.decisions.view, self.reports, self.alive()), "the start")
         reply(m.Done(self.decisions.view.version))
-        if message.view_version >= self.decisions.view.version and any(broker.id in (d.leader, *d.followers) for d in self.decisions.view.deleting):
+        if message.view_version >= self.decisions.view.version and self._removes(broker.id):
             # It has applied this view and said what it removed, to a coordinator that died over it: with another view it says so again.
             with contextlib.suppress(ShmSpaceError):  # then the next decision does it
                 self.decisions.decide(self.decisions.view)
         if message.view_version < self.decisions.view.version:
             self.connections.send(connection, m.ViewChanged(self.decisions.view.version))
         lib.sl_view_changed(self.decisions.control)
+        self._added(broker)
         self.check_ready()
         if self.stopping and not broker.stopped:
             self.connections.send(connection, self.stopping.message())
+
+    def _removes(self, broker_id: int) -> bool:
+        view = self.decisions.view
+        return any(broker_id in (d.leader, *d.followers) for d in view.deleting) or any(d.broker == broker_id for d in view.dropped)
 
     def broker_of(self, connection: Connection, broker_id: int, broker_epoch: int) -> Broker:
         broker = self.brokers.get(broker_id)
@@ -226,9 +277,14 @@ class Supervision:
     def broker_applied(self, connection: Connection, message: m.BrokerApplied, reply: Reply) -> None:
         broker = self.broker_of(connection, message.broker_id, message.broker_epoch)
         view = metadata.blocks_removed(self.decisions.view, broker.id, message.removed)
+        view = moves.replicas_removed(view, broker.id, message.dropped)
+        self._decide_or_raise(view)
+        reply(m.Done(self.decisions.view.version))
+        self.go_on_with_moves()
+
+    def _decide_or_raise(self, view: m.ClusterView) -> None:
         if view is not self.decisions.view:
             self.decisions.decide(view)
-        reply(m.Done(self.decisions.view.version))
 
     def _decide(self, view: m.ClusterView, why: str) -> None:
         if view is self.decisions.view:
@@ -241,8 +297,46 @@ class Supervision:
     def alter_isr(self, connection: Connection, message: m.AlterIsr, reply: Reply) -> None:
         broker = self.broker_of(connection, message.broker_id, message.broker_epoch)
         view = elections.alter_isr(self.decisions.view, broker.id, message.changes, self.alive())
-        self._decide(view, f"what broker {broker.id} found of its followers")
+        self._decide(moves.advance(view, self.alive()), f"what broker {broker.id} found of its followers")
         reply(m.Done(self.decisions.view.version))
+
+    def reassign_partitions(self, connection: Connection, message: m.ReassignPartitions, reply: Reply) -> None:
+        view, failures = moves.reassign(self.decisions.view, message.partitions, self.up(), message.repeated)
+        self.decisions.decided(metadata.Decision(moves.advance(view, self.alive()), failures), reply)
+
+    def go_on_with_moves(self) -> None:
+        """What has come far enough since; also for a successor, who finds moves that others began."""
+        if self.stopping or self.decisions.view is self.resting:
+            return
+        self._decide(moves.advance(self.decisions.view, self.alive()), "the end of a move")
+        self._dismiss_retired()
+        if not moves.under_way(self.decisions.view):
+            self.resting = self.decisions.view
+
+    def retire_broker(self, connection: Connection, message: m.RetireBroker, reply: Reply) -> None:
+        """Killed at any moment after the decision: that it retires stands in the view, and so does what it still has."""
+        if self.stopping:
+            raise IllegalStateError("the cluster is going down")
+        if message.repeated and message.broker_id in self.decisions.view.retired:
+            reply(m.Done(self.decisions.view.version))
+            return
+        view = moves.retire(self.decisions.view, message.broker_id, self.up(), message.force)
+        self._decide_or_raise(moves.advance(view, self.alive()))
+        self.decisions.reply_when_stored(reply, m.Done(self.decisions.view.version))
+        self._dismiss_retired()
+
+    def _dismiss_retired(self) -> None:
+        """A broker that has nothing any more is told to end, again by each coordinator; when it has ended it is forgotten."""
+        for broker in list(self.brokers.values()):
+            if not moves.has_retired(self.decisions.view, broker.id):
+                continue
+            if not broker.running:
+                with contextlib.suppress(ShmSpaceError):  # then the next look does it
+                    self._forget(broker)
+                    log(f"broker {broker.id} has retired")
+            elif broker.connection is not None and broker.ready and broker.dismissed is not broker.connection:
+                broker.dismissed = broker.connection
+                self.connections.send(broker.connection, m.BrokerStop(retired=True))
 
     def elect_leaders(self, connection: Connection, message: m.ElectLeaders, reply: Reply) -> None:
         view, failures = elections.elect(self.decisions.view, message.partitions, message.unclean, {b.id for b in self.brokers.values() if b.ready})
@@ -255,7 +349,7 @@ class Supervision:
         reply(m.Done(self.decisions.view.version))
 
     def check_ready(self) -> None:
-        if self.stopping or not all(b.ready for b in self.brokers.values()):
+        if self.stopping or not all(b.ready or moves.has_retired(self.decisions.view, b.id) for b in self.brokers.values()):
             return
         if self.decisions.control.cluster_state == lib.SL_CLUSTER_STARTING:
             self.decisions.memory.set_state(lib.SL_CLUSTER_UP)

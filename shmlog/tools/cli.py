@@ -529,9 +529,63 @@ def elect(names: tuple[str, ...], partition: int | None, unclean: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@cli.group(examples=("shmlog broker list",))
+def _broker_ids(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    parts = value.split(",")
+    if not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
+        raise click.BadParameter(f"{value!r} is not a list of broker ids, such as 0,1,2")
+    return [int(part) for part in parts]
+
+
+@topic.command(
+    short_help="Give partitions other replicas while records come.",
+    examples=(
+        "shmlog topic move orders --to 1,2,3         # all partitions; the first id is who should lead",
+        "shmlog topic move orders -p 0 --to 2",
+        "shmlog topic move orders --cancel           # back to the replicas that they had",
+        "shmlog topic move orders --to 1,2 --no-wait",
+    ),
+)
+@click.argument("name")
+@click.option("-p", "--partition", "partitions", type=click.IntRange(min=0), multiple=True, metavar="P", help="Only this one; may be repeated.")
+@click.option("--to", metavar="IDS", callback=_broker_ids, help="The brokers that shall have a replica; more or fewer change the replication factor.")
+@click.option("--cancel", is_flag=True, help="Take back the moves that are under way.")
+@click.option("--no-wait", is_flag=True, help="Return when the moves are begun; they go on by themselves.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Wait no longer; the moves go on.")
+def move(name: str, partitions: tuple[int, ...], to: list[int] | None, cancel: bool, no_wait: bool, timeout: float | None) -> None:
+    """Give partitions other replicas while records come: the new ones copy and come in sync, one of them leads if the leader leaves, the old ones go.
+
+    It is durable and goes on without this command; Ctrl-C only leaves.
+    """
+    from shmlog.tools import moves as module
+    from shmlog.types import TopicPartition
+
+    if (to is None) == (not cancel):
+        raise click.UsageError("either --to IDS or --cancel")
+    address = settings().address
+    with _admin() as admin:
+        known = {p["partition"]: p for p in admin.describe_topics([name])[0]["partitions"]}
+        under_way = {tp.partition for tp in admin.list_partition_reassignments() if tp.topic == name}
+        chosen = list(dict.fromkeys(partitions)) or [n for n in known if not cancel or n in under_way]
+        if not chosen:
+            raise errors.NoReassignmentInProgressError(f"no partition of {name} is being moved", topic=name)
+        admin.reassign_partitions({TopicPartition(name, n): to for n in chosen})
+    wanted = [(name, n) for n in chosen]
+    shown = module.Shown(f"moving {name}", show if settings().json else None)
+    if no_wait:
+        _say(f"{_count(len(chosen), 'partition')} of {name} on the way; `shmlog topic describe {name}` shows how far", topic=name, partitions=chosen)
+        return
+    for moved in module.wait_moved(address.cluster, address.namespace, wanted, timeout, shown):
+        if settings().json:
+            show(moved.to_json())
+        else:
+            print(moved)
+
+
+@cli.group(examples=("shmlog broker list", "shmlog broker add", "shmlog broker retire 2"))
 def broker() -> None:
-    """Look at the brokers."""
+    """Look at the brokers, add one, retire one."""
 
 
 @broker.command("list", examples=("shmlog broker list", "shmlog broker list --json"))
@@ -543,9 +597,12 @@ def list_brokers() -> None:
     rows = [
         {
             "broker_id": b["broker_id"], "pid": b["pid"], "state": b["state"], "broker_epoch": b["broker_epoch"], "directory": b["directory"],
+            "retiring": b["retiring"],
             "leads": sum(p["leader"] == b["broker_id"] for p in partitions),
             "follows": sum(b["broker_id"] in p["replicas"] and p["leader"] != b["broker_id"] for p in partitions),
             "out_of_sync": sum(b["broker_id"] in p["replicas"] and b["broker_id"] not in p["isr"] for p in partitions),
+            "adding": sum(b["broker_id"] in p["adding_replicas"] for p in partitions),
+            "removing": sum(b["broker_id"] in p["removing_replicas"] for p in partitions),
         }
         for b in brokers
     ]  # fmt: skip
@@ -554,11 +611,50 @@ def list_brokers() -> None:
         return
     from shmlog.tools.status import table
 
-    head = ("BROKER", "PID", "STATE", "EPOCH", "LEADS", "FOLLOWS", "OUT OF SYNC", "DIRECTORY")
-    lines = [tuple(str(row[k]) for k in ("broker_id", "pid", "state", "broker_epoch", "leads", "follows", "out_of_sync")) for row in rows]
+    moving = ("adding", "removing") if any(row["adding"] or row["removing"] for row in rows) else ()
+    numbers = ("broker_epoch", "leads", "follows", "out_of_sync", *moving)
+    head = ("BROKER", "PID", "STATE", "EPOCH", "LEADS", "FOLLOWS", "OUT OF SYNC", *map(str.upper, moving), "DIRECTORY")
+    states = ["retiring" if row["retiring"] and row["state"] == "up" else row["state"] for row in rows]
+    lines = [(str(row["broker_id"]), str(row["pid"]), state, *(str(row[k]) for k in numbers)) for row, state in zip(rows, states, strict=True)]
     cells = [head, *((*line, row["directory"] or "memory only") for line, row in zip(lines, rows, strict=True))]
-    for text in table(cells, _mark(bold=True), right=(0, 1, 3, 4, 5, 6), mark=lambda row: None):
+    for text in table(cells, _mark(bold=True), right=(0, 1, *range(3, 7 + len(moving))), mark=lambda row: None):
         print(text)
+
+
+@broker.command(examples=("shmlog broker add", "shmlog broker add --data /mnt/disk2"))
+@click.option("--data", "data_dir", metavar="DIR", help="Where its logs lie; default: beside those of the others.")
+def add(data_dir: str | None) -> None:
+    """Start a further broker. It stays: `up` brings it again after a `down`. `topic move` and new topics give it partitions."""
+    with _admin() as admin:
+        added = admin.add_broker(data_dir)
+    where = f"data in {added['directory']}" if added["directory"] else "memory only"
+    _say(f"broker {added['broker_id']} is up: pid {added['pid']}, {where}", **added)
+
+
+@broker.command(
+    short_help="Give a broker's partitions to others, then end it.",
+    examples=("shmlog broker retire 2", "shmlog broker retire 2 --force       # even if partitions then have fewer replicas"),
+)
+@click.argument("broker_id", type=click.IntRange(min=0), metavar="ID")
+@click.option("--force", is_flag=True, help="Let replica lists get shorter where no other broker can take the partition; never the last replica.")
+@click.option("--no-wait", is_flag=True, help="Return when it is begun; it goes on by itself.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Wait no longer; it goes on.")
+def retire(broker_id: int, force: bool, no_wait: bool, timeout: float | None) -> None:
+    """Give a broker's partitions and leaderships to others, end its process, and forget it; its directory stays on disk.
+
+    It is durable and goes on without this command; Ctrl-C only leaves.
+    """
+    from shmlog.tools import moves as module
+
+    with _admin() as admin:
+        directory = next((b["directory"] for b in admin.describe_cluster()["brokers"] if b["broker_id"] == broker_id), None)
+        admin.retire_broker(broker_id, force)
+    result = {"broker_id": broker_id, "directory": directory, "retired": not no_wait}
+    if no_wait:
+        _say(f"broker {broker_id} retires; `shmlog broker list` shows it until it is gone", **result)
+        return
+    module.wait_retired(settings().name, broker_id, timeout, module.Shown(f"broker {broker_id} retires", show if settings().json else None))
+    _say(f"broker {broker_id} has retired" + (f"; its directory stays: {directory}" if directory else ""), **result)
 
 
 # --- records -----------------------------------------------------------------------------------------------------------

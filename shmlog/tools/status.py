@@ -170,7 +170,7 @@ def _from_memory(attached: Attached, address: config.Address, topic: str | None)
         "shm_bytes": shm.used_bytes(attached.prefix),
         "shm_budget_bytes": int(control.memory_max_bytes),
         "shm_free_bytes": shm.free_bytes(),
-        "disk_bytes": sum(used_bytes(directory) for directory in view.data_dirs),
+        "disk_bytes": sum(used_bytes(directory) for directory in (*view.data_dirs, *messages.directories_elsewhere(view).values())),
     }
 
 
@@ -180,7 +180,7 @@ def _from_disk(view: ClusterView, address: config.Address, topic: str | None) ->
         partitions = []
         for n, p in enumerate(t.partitions):
             directory = directory_of(view, t, n)
-            start, end = _file_offsets(directory)
+            start, end = file_offsets(directory)
             ends = dict.fromkeys(("last_stable_offset", "high_watermark", "log_end_offset", "durable_offset"), end)
             followers = _followers(view, t, n, end)
             partitions.append(
@@ -200,7 +200,7 @@ def _from_disk(view: ClusterView, address: config.Address, topic: str | None) ->
         "shm_bytes": 0,
         "shm_budget_bytes": 0,
         "shm_free_bytes": shm.free_bytes(),
-        "disk_bytes": sum(used_bytes(directory) for directory in view.data_dirs),
+        "disk_bytes": sum(used_bytes(directory) for directory in (*view.data_dirs, *messages.directories_elsewhere(view).values())),
     }
 
 
@@ -236,6 +236,7 @@ def _processes(control: Any, view: ClusterView) -> Iterator[dict[str, Any]]:
             "state": state,
             "broker_epoch": int(entry.broker_epoch),
             "starting": entry.state == lib.SL_PROCESS_STARTING,
+            **({"retiring": view.brokers[entry.id].retiring} if role == "broker" and entry.id in view.brokers else {}),
         }
 
 
@@ -302,7 +303,7 @@ def _followers(view: ClusterView, topic: TopicView, n: int, end: int) -> list[di
         if replica == leader or not directory:
             continue
         try:
-            mine = max(_file_offsets(directory)[1], _checkpoint(directory))
+            mine = max(file_offsets(directory)[1], _checkpoint(directory))
         except OSError:
             mine = 0  # its disk is not there
         found.append({"broker": replica, "in_sync": replica in p.isr, "end_offset": mine, "lag": max(0, end - mine), "dir": directory})
@@ -326,6 +327,8 @@ def _partition_object(n: int, p: PartitionView, directory: str, **more: Any) -> 
         "leader_epoch": p.leader_epoch,
         "replicas": list(p.replicas),
         "isr": list(p.isr),
+        "adding_replicas": list(p.adding),
+        "removing_replicas": list(p.removing),
         "shm": [],
         "dir": directory or None,
         **more,
@@ -363,7 +366,8 @@ def file_key(name: str) -> tuple[int, int] | None:
     return (int(base), int(epoch)) if dash and base.isdigit() and epoch.isdigit() else None
 
 
-def _file_offsets(directory: str) -> tuple[int, int]:
+def file_offsets(directory: str) -> tuple[int, int]:
+    """Where the files of a directory begin and end."""
     names = log_files(directory) if directory else []
     if not names:
         return 0, 0
@@ -424,7 +428,7 @@ def problems(status: dict[str, Any]) -> list[str]:
                 found.append(f"{place}: {p['error']}")
             if p.get("storage", "ok") != "ok":
                 found.append(f"{place}: {_storage(p)}")
-            if len(p["isr"]) < len(p["replicas"]):
+            if any(r not in p["isr"] for r in p["replicas"] if r not in p["adding_replicas"]):
                 behind = "".join(f"; {_behind(f)}" for f in p.get("followers", ()) if not f["in_sync"])
                 found.append(f"{place}: {len(p['isr'])} of {len(p['replicas'])} replicas are in sync{behind}")
     return found
@@ -435,8 +439,17 @@ def _behind(follower: dict[str, Any]) -> str:
     return f"broker {follower['broker']} " + (f"is {lag:,} record{'s' * (lag != 1)} behind" if lag else "has everything")
 
 
+def moving(p: dict[str, Any]) -> list[str]:
+    """What a move has to do yet."""
+    return [f"{verb} {','.join(map(str, p[key]))}" for verb, key in (("adding", "adding_replicas"), ("removing", "removing_replicas")) if p[key]]
+
+
 def _process_name(p: dict[str, Any]) -> str:
     return f"broker {p['id']}" if p["role"] == "broker" else str(p["role"])
+
+
+def _shown_state(p: dict[str, Any]) -> str:
+    return "starting" if p.get("starting") else "retiring" if p.get("retiring") and p["state"] == "up" else str(p["state"])
 
 
 def _storage(p: dict[str, Any]) -> str:
@@ -481,7 +494,7 @@ def lines(status: dict[str, Any], bold: Any = str, red: Any = str, dim: Any = st
         rows = [("PROCESS", "PID", "STATE", "")]
         for p in status["processes"]:
             note = f"{p['rows']} row{'s' * (p['rows'] != 1)}" if "rows" in p else f"epoch {p['broker_epoch']}" if p["role"] == "broker" else ""
-            rows.append((_process_name(p) if p["role"] != "client" else "client", str(p["pid"]), "starting" if p.get("starting") else p["state"], note))
+            rows.append((_process_name(p) if p["role"] != "client" else "client", str(p["pid"]), _shown_state(p), note))
         yield from table(rows, bold, right=(1,), mark=lambda row: red if row[2] in ("dead", "stopped") else None)
 
     yield ""
@@ -489,6 +502,7 @@ def lines(status: dict[str, Any], bold: Any = str, red: Any = str, dim: Any = st
         replicated = any(len(p["replicas"]) > 1 for t in status["topics"] for p in t["partitions"])
         head = ["TOPIC", "PARTITION", "LEADER", *(["IN SYNC"] if replicated else []), "START", "END", "RECORDS", "NOT DURABLE", "MEMORY", "DISK", ""]
         rows2 = [tuple(head)]
+        marked: set[tuple[str, ...]] = set()
         for t in status["topics"]:
             for p in t["partitions"]:
                 cells = [t["name"] if p["partition"] == 0 or len(t["partitions"]) == 1 else "", str(p["partition"])]
@@ -502,8 +516,10 @@ def lines(status: dict[str, Any], bold: Any = str, red: Any = str, dim: Any = st
                 notes = [p["error"]] if "error" in p else []
                 notes += [_storage(p)] if p.get("storage", "ok") != "ok" else []
                 notes += [f"{p['dropped_records']:,} dropped"] if p.get("dropped_records") else []
-                rows2.append((*cells, "; ".join(notes)))
-        yield from table(rows2, bold, right=range(1, len(head) - 1), mark=lambda row: red if row[-1] or "none" in row else None)
+                wrong_here = bool(notes) or p["leader"] is None
+                rows2.append((*cells, "; ".join([*notes, *moving(p)])))
+                marked |= {rows2[-1]} if wrong_here else set()
+        yield from table(rows2, bold, right=range(1, len(head) - 1), mark=lambda row: red if row in marked else None)
     else:
         yield "no topics yet; producing to one creates it: echo hello | shmlog produce greetings"
 
@@ -529,7 +545,7 @@ def topic_lines(topic: dict[str, Any], bold: Any = str) -> Iterator[str]:
         )
     yield from table(rows, bold, right=range(len(rows[0])), mark=lambda row: None)
     for p in topic["partitions"]:
-        yield f"  {p['partition']}: {p['dir'] or 'memory only'}"
+        yield f"  {p['partition']}: {p['dir'] or 'memory only'}" + (f"  ({', '.join(moving(p))})" if moving(p) else "")
         for f in p.get("followers", ()):
             yield f"     {f['dir']}  {_behind(f)}, {'in sync' if f['in_sync'] else 'not in sync'}"
 

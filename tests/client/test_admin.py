@@ -98,7 +98,7 @@ def test_the_cluster_is_described_from_shared_memory(here: Any) -> None:
 
 def test_what_is_not_there_yet_says_so(here: Any) -> None:
     admin = here.admin()
-    for call in (admin.list_groups, lambda: admin.describe_groups(["g"]), admin.reassign_partitions):
+    for call in (admin.list_groups, lambda: admin.describe_groups(["g"])):
         with pytest.raises(errors.UnsupportedVersionError, match="later version"):
             call()
     with pytest.raises(TypeError, match="timeout_ms"):

@@ -239,3 +239,33 @@ def test_no_schedule_gives_a_block_twice_or_takes_an_epoch_back(schedule: list[t
                 assert p.leader in p.replicas
         assert all(view.brokers[b].broker_epoch >= old.brokers[b].broker_epoch for b in old.brokers)
     config.cluster_config(view.config)
+
+
+def test_an_added_broker_takes_the_first_free_id_and_goes_on_with_the_epochs_of_the_one_that_had_it() -> None:
+    view = metadata.start_brokers(cluster(3), [1])
+    epoch = view.brokers[1].broker_epoch
+    without = metadata.forget_broker(view, 1)
+    assert sorted(without.brokers) == [0, 2]
+    assert metadata.free_broker_id(without.brokers) == 1
+    again = metadata.restarted(without, clean=False)
+    added = metadata.add_broker(again, 1, "/other")
+    assert added.brokers[1].directory == "/other/broker-1" and added.retired == {}
+    assert metadata.start_brokers(added, [1]).brokers[1].broker_epoch > epoch
+    for bad, error in ((0, errors.DuplicateBrokerRegistrationError), (60, errors.IllegalArgumentError)):
+        with pytest.raises(error):
+            metadata.add_broker(without, bad)
+    with pytest.raises(errors.InvalidConfigurationError):
+        metadata.add_broker(cluster(data=False), 1, "/other")
+
+
+def test_up_counts_brokers_and_does_not_mind_gaps_in_their_ids() -> None:
+    view = metadata.forget_broker(cluster(3), 1)
+    assert sorted(metadata.configured(view, StartOptions("c")).brokers) == [0, 2]
+    assert sorted(metadata.configured(view, StartOptions("c", brokers=2)).brokers) == [0, 2]
+    assert sorted(metadata.configured(view, StartOptions("c", brokers=3)).brokers) == [0, 1, 2]
+    assert sorted(metadata.configured(view, StartOptions("c", brokers=1)).brokers) == [0]
+
+
+def test_a_broker_that_was_added_elsewhere_stays_there_when_the_data_directories_are_moved() -> None:
+    view = metadata.relocated(metadata.add_broker(cluster(), 1, "/other"), ("/new",))
+    assert [b.directory for b in view.brokers.values()] == ["/new/broker-0", "/other/broker-1"]

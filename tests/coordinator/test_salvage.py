@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import msgspec
 
 from shmlog import config, directories
-from shmlog.coordinator import metadata, salvage
+from shmlog.coordinator import elections, metadata, moves, salvage
 from shmlog.messages import ClusterView, StartOptions, TopicSpec
 
 MEMORY = 1 << 20
@@ -195,3 +195,25 @@ def test_a_partition_whose_directory_is_gone_begins_empty_on_some_broker() -> No
     assert [p.leader for p in found.topics["t"].partitions] == [0, 1, 0]
     assert sorted(found.brokers) == [0, 1]
     assert "partitions [0, 2] have no directory" in said[0]
+
+
+def test_a_leader_that_the_last_readable_view_does_not_know_is_the_one_replica_that_is_trusted() -> None:
+    base = metadata.start_brokers(cluster(), range(3))
+    base = metadata.create_topics(base, [TopicSpec("t", partitions=1, replica_assignments={0: (0,)})], new_id).view
+    view = moves.reassign(base, [("t", 0, (1, 2))], {0, 1, 2}).view
+    in_sync = elections.change_partitions(view, lambda _, p: msgspec.structs.replace(p, isr=p.replicas))
+    view = moves.advance(in_sync, {0, 1, 2})  # broker 0 has removed its files by now
+    memory = Memory()
+    memory.follow(view)
+    found = salvage.from_memory(base, view.version + 1, list(memory.blocks.values()), epochs_of(view), names_of(view)).view
+    check(found, view)
+    [p] = found.topics["t"].partitions
+    assert (p.leader, p.isr) == (1, (1,)) and set(p.replicas) == {0, 1}
+
+
+def test_a_broker_that_has_retired_does_not_come_back_by_its_entry_in_the_process_table() -> None:
+    view = metadata.start_brokers(cluster(), range(3))
+    epochs = epochs_of(view)
+    view = metadata.forget_broker(view, 1)
+    assert sorted(salvage.from_memory(view, 9, [], epochs, {}).view.brokers) == [0, 2]
+    assert sorted(salvage.from_memory(view, 9, [], {**epochs, 1: epochs[1] + 1}, {}).view.brokers) == [0, 1, 2]  # added again since

@@ -1,4 +1,5 @@
-"""Who leads and who is in sync, decided without I/O: by hand, and over random schedules of deaths, starts, reboots and changes of the ISR."""
+"""Who leads, who is in sync and who has a replica at all, decided without I/O: by hand, and over random schedules of deaths, starts, reboots, changes
+of the ISR, moves, and brokers that come and retire."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 
 from shmlog import errors
-from shmlog.coordinator import elections, metadata
+from shmlog.coordinator import elections, metadata, moves
 from shmlog.messages import NO_LEADER, ClusterView, IsrChange, PartitionView, ReplicaReport, StartOptions, TopicSpec
 
 TOPIC_ID = b"i" * 16
@@ -128,17 +129,48 @@ def test_unclean_elections_by_hand_only_where_no_in_sync_replica_lives() -> None
     assert failures == [None] and part(lost).leader == first and part(lost).isr == (first,)
 
 
+def test_a_retiring_broker_gives_its_partitions_to_those_that_have_fewest_and_gets_no_new_ones() -> None:
+    everybody = {0, 1, 2, 3}
+    view = moves.retire(made(4, 2, partitions=6), 0, everybody)
+    targets = [p.target or p.replicas for p in view.topics["t"].partitions]
+    assert not any(0 in to for to in targets)
+    assert all(3 <= sum(b in to for to in targets) <= 5 for b in (1, 2, 3))  # 12 replicas, where each had 3 of 12
+    assert moves.retire(view, 0, everybody) is view
+    view = metadata.create_topics(view, [TopicSpec("u", b"u" * 16, 3, 3)], lambda: b"u" * 16).view
+    assert all(set(p.replicas) == {1, 2, 3} for p in view.topics["u"].partitions)
+    refused = metadata.create_topics(view, [TopicSpec("v", b"v" * 16, replica_assignments={0: (0,)})], lambda: b"v" * 16)
+    assert isinstance(refused.failures[0], errors.IllegalArgumentError)
+    four = metadata.create_topics(view, [TopicSpec("w", b"w" * 16, 1, 4)], lambda: b"w" * 16)
+    assert isinstance(four.failures[0], errors.InvalidReplicationFactorError)
+    _, failures = moves.reassign(view, [("t", 0, (0, 1))], everybody)
+    assert isinstance(failures[0], errors.InvalidReplicationAssignmentError)
+
+
+def test_a_move_turned_round_needs_one_of_those_that_it_goes_back_to() -> None:
+    view = moves.reassign(made(4, 1), [("t", 0, (3, 2))], {0, 1, 2, 3}).view
+    p = part(view)
+    assert (p.replicas, p.target, p.adding, p.removing, p.leader_epoch) == ((0, 3, 2), (3, 2), (3, 2), (0,), 2)
+    view = elections.alter_isr(view, 0, [IsrChange(p.block, TOPIC_ID, p.leader_epoch, (0, 3))], {0, 1, 2, 3})
+    assert moves.advance(view, {0, 1, 2, 3}) is view  # not all of the target
+    back = moves.reassign(view, [("t", 0, None)], {0, 1, 2, 3}).view
+    assert (part(back).replicas, part(back).isr, part(back).leader_epoch) == ((0,), (0,), 3)
+    assert [d.broker for d in back.dropped] == [3, 2]
+    dead = elections.broker_down(view, 0, {1, 2, 3})
+    refused, failures = moves.reassign(dead, [("t", 0, None)], {1, 2, 3})
+    assert isinstance(failures[0], errors.NotEnoughReplicasError) and refused is dead
+
+
 class World:
-    """Three replicas as lists of (epoch, record): what a leader appends, what followers copy, and what was acknowledged to somebody. Memory, which
-    outlives processes, holds the log as appended; a reboot takes it, and from each replica what it had not synced."""
+    """Four brokers, and the replicas of a partition as lists of (epoch, record): what a leader appends, what followers copy, and what was acknowledged
+    to somebody. Memory, which outlives processes, holds the log as appended; a reboot takes it, and from each replica what it had not synced."""
 
     def __init__(self, rng: random.Random, sabotage: str = "") -> None:
         self.rng = rng
         self.sabotage = sabotage
-        self.view = made()
-        self.alive = {0, 1, 2}
-        self.logs: dict[int, list[tuple[int, int]]] = {0: [], 1: [], 2: []}
-        self.synced = {0: 0, 1: 0, 2: 0}
+        self.view = made(4)
+        self.alive = set(self.view.brokers)
+        self.logs: dict[int, list[tuple[int, int]]] = {broker: [] for broker in self.alive}
+        self.synced = dict.fromkeys(self.alive, 0)
         self.memory: list[tuple[int, int]] = []
         self.committed = 0
         self.durable: list[tuple[int, int]] = []
@@ -147,13 +179,17 @@ class World:
         self.reports: dict[int, dict[int, ReplicaReport]] = {}
         self.leaders: dict[int, int] = {}
 
-    def set(self, view: ClusterView) -> None:
+    def set(self, view: ClusterView) -> bool:
         if view is self.view:
-            return
+            return False
         old, new = part(self.view), part(view)
         assert new.leader_epoch >= old.leader_epoch
         assert new.isr and (new.leader == NO_LEADER or new.leader in new.isr)
-        if new.leader_epoch != old.leader_epoch and new.leader != NO_LEADER:
+        assert set(new.isr) <= set(new.replicas) <= set(view.brokers), "a replica at a broker that is not there"
+        assert set(new.target) <= set(new.replicas)
+        if len(old.replicas) == 1 != len(new.replicas) or len(new.replicas) == 1 != len(old.replicas):
+            assert new.leader_epoch > old.leader_epoch, "another meaning of the high watermark in the same epoch"
+        if (new.leader_epoch, new.leader) != (old.leader_epoch, old.leader) and new.leader != NO_LEADER:
             assert self.leaders.setdefault(new.leader_epoch, new.leader) == new.leader, "two leaders in one epoch"
             log = self.logs[new.leader]
             assert len(log) >= self.committed, "a leader without what was committed"
@@ -161,9 +197,11 @@ class World:
                 assert log == self.memory[: len(log)], "a leader whose files are not the log"
                 log[:] = self.memory  # drained from memory
         self.view = view
+        return True
 
     def step(self) -> None:
-        name = self.rng.choice(["append"] * 4 + ["copy"] * 5 + ["sync"] * 2 + ["kill", "start", "start", "shrink", "grow", "prefer", "reboot"])
+        often = ["append"] * 8 + ["copy"] * 10 + ["sync"] * 5 + ["start"] * 5 + ["grow"] * 4 + ["finish"] * 4 + ["drop"] * 2
+        name = self.rng.choice([*often, "kill", "kill", "shrink", "prefer", "reboot", "move", "move", "cancel", "retire", "leave", "leave", "come"])
         if getattr(self, name)():
             self.took[name] += 1
 
@@ -203,7 +241,7 @@ class World:
         return True
 
     def sync(self) -> bool:
-        replica = self.rng.choice([0, 1, 2])
+        replica = self.rng.choice(range(4))
         if replica not in self.alive:
             return False
         self.synced[replica] = len(self.logs[replica])
@@ -220,16 +258,18 @@ class World:
         return True
 
     def start(self) -> bool:
-        down = {0, 1, 2} - self.alive
+        down = {b for b in self.view.brokers if b not in self.alive and not moves.has_retired(self.view, b)}
         if not down:
             return False
-        back = self.rng.choice(sorted(down))
-        self.alive.add(back)
-        self.set(metadata.start_brokers(self.view, [back]))
-        log = self.logs[back]
-        self.reports.setdefault(0, {})[back] = report(len(log), log[-1][0] if log else 0)
-        self.set(elections.elect_reported(self.view, self.reports, self.alive))
+        self.started(self.rng.choice(sorted(down)))
         return True
+
+    def started(self, broker: int) -> None:
+        self.alive.add(broker)
+        self.set(metadata.start_brokers(self.view, [broker]))
+        log = self.logs[broker]
+        self.reports.setdefault(0, {})[broker] = report(len(log), log[-1][0] if log else 0)
+        self.set(elections.elect_reported(self.view, self.reports, self.alive))
 
     def shrink(self) -> bool:
         p = part(self.view)
@@ -261,12 +301,82 @@ class World:
         self.set(view)
         return failures == [None]
 
+    # --- moves ---
+
+    def move(self) -> bool:
+        before = part(self.view)
+        to = tuple(self.rng.sample(sorted(self.view.brokers), self.rng.randrange(1, min(4, len(self.view.brokers) + 1))))
+        view, failures = moves.reassign(self.view, [("t", 0, to)], self.alive)
+        if self.sabotage == "files are removed of a replica that came back":
+            view = msgspec.structs.replace(view, dropped=self.view.dropped)
+        self.took["move turned elsewhere"] += failures == [None] and bool(before.target)
+        self.took["one replica becomes several"] += len(before.replicas) == 1 < len(part(view).replicas)
+        self.took["a replica comes back before its files are gone"] += len(view.dropped) < len(self.view.dropped)
+        return self.set(view)
+
+    def cancel(self) -> bool:
+        view, failures = moves.reassign(self.view, [("t", 0, None)], self.alive)
+        self.took["cancel refused"] += isinstance(failures[0], errors.NotEnoughReplicasError)
+        self.count_end(view)
+        return self.set(view)
+
+    def finish(self) -> bool:
+        before, view = part(self.view), self.view
+        if self.sabotage == "old replicas go before the new ones are in sync":
+            view = elections.change_partitions(view, lambda _, p: msgspec.structs.replace(p, isr=p.replicas))
+        view = moves.advance(view, self.alive)
+        if part(view).replicas == before.replicas:
+            return self.set(view) if not self.sabotage else False
+        if self.sabotage == "the leader goes without an election":
+            view = elections.change_partitions(view, lambda _, p: msgspec.structs.replace(p, leader=before.leader))
+        if self.sabotage == "the next leader has the same epoch":
+            view = elections.change_partitions(view, lambda _, p: msgspec.structs.replace(p, leader_epoch=before.leader_epoch))
+        self.count_end(view)
+        return self.set(view)
+
+    def count_end(self, view: ClusterView) -> None:
+        self.took["a leader leaves the list"] += part(self.view).leader not in (*part(view).replicas, NO_LEADER)
+        self.took["several replicas become one"] += len(part(self.view).replicas) > 1 == len(part(view).replicas)
+
+    def drop(self) -> bool:
+        """A broker applies the view: the files of what it has no more go."""
+        due = [d.broker for d in self.view.dropped if d.broker in self.alive]
+        for broker in due:
+            self.logs[broker], self.synced[broker] = [], 0
+            self.set(moves.replicas_removed(self.view, broker, [(part(self.view).block, TOPIC_ID)]))
+        return bool(due)
+
+    def retire(self) -> bool:
+        broker, force = self.rng.choice(sorted(self.view.brokers)), self.rng.random() < 0.5
+        try:
+            view = moves.retire(self.view, broker, self.alive, force)
+        except errors.ShmlogError as exc:
+            self.took[f"retire: {type(exc).__name__}"] += 1
+            return False
+        return self.set(view)
+
+    def leave(self) -> bool:
+        early = self.sabotage == "a broker is forgotten while it has replicas"
+        due = [b.id for b in self.view.brokers.values() if moves.has_retired(self.view, b.id) or (early and b.retiring)]
+        for broker in due:
+            self.alive.discard(broker)
+            self.set(metadata.forget_broker(self.view, broker))
+        return bool(due)
+
+    def come(self) -> bool:
+        if len(self.view.brokers) == 4:
+            return False
+        broker = metadata.free_broker_id(self.view.brokers)
+        self.logs[broker], self.synced[broker] = [], 0
+        return self.set(metadata.add_broker(self.view, broker))
+
     def reboot(self) -> bool:
         self.took["reboot with a loss"] += self.committed > len(self.durable)
+        self.took["reboot in a move"] += bool(part(self.view).target)
         self.alive = set()
         self.memory = []
-        for replica in (0, 1, 2):
-            self.logs[replica] = self.logs[replica][: self.synced[replica]]
+        for replica, log in self.logs.items():
+            self.logs[replica] = log[: self.synced[replica]]
         self.committed = 0
         view = metadata.restarted(self.view, clean=False)
         if self.sabotage == "the first to report leads":
@@ -275,16 +385,11 @@ class World:
             view = self.view = elections.change_partitions(view, lambda _, p: msgspec.structs.replace(p, leader_epoch=0))
         self.set(view)
         self.reports = {}
-        before = part(self.view).leader
-        order = [0, 1, 2]
+        assert len(part(self.view).replicas) == 1 or part(self.view).leader == NO_LEADER
+        order = sorted(self.view.brokers)
         self.rng.shuffle(order)
         for broker in order:
-            self.alive.add(broker)
-            self.set(metadata.start_brokers(self.view, [broker]))
-            log = self.logs[broker]
-            self.reports.setdefault(0, {})[broker] = report(len(log), log[-1][0] if log else 0)
-            self.set(elections.elect_reported(self.view, self.reports, self.alive))
-        assert before == NO_LEADER
+            self.started(broker)
         p = part(self.view)
         assert p.leader != NO_LEADER, "all have reported"
         self.memory = list(self.logs[p.leader])
@@ -309,7 +414,13 @@ def test_thousands_of_schedules_lose_nothing_and_take_every_turn() -> None:
         except AssertionError as exc:
             raise AssertionError(f"seed {seed}: {exc}") from exc
     print(dict(took))
-    assert all(took[name] for name in ("append", "copy", "sync", "kill", "start", "shrink", "grow", "prefer", "reboot", "cut", "reboot with a loss"))
+    turns = (
+        "append", "copy", "sync", "kill", "start", "shrink", "grow", "prefer", "reboot", "cut", "reboot with a loss",
+        "move", "move turned elsewhere", "cancel", "cancel refused", "finish", "drop", "a leader leaves the list", "one replica becomes several",
+        "several replicas become one", "a replica comes back before its files are gone", "reboot in a move",
+        "retire", "retire: NotEnoughReplicasError", "leave", "come",
+    )  # fmt: skip
+    assert not [name for name in turns if not took[name]]
 
 
 @pytest.mark.parametrize(
@@ -321,6 +432,11 @@ def test_thousands_of_schedules_lose_nothing_and_take_every_turn() -> None:
         "in sync without what is durable",
         "the first to report leads",
         "epochs begin anew",
+        "old replicas go before the new ones are in sync",
+        "the leader goes without an election",
+        "the next leader has the same epoch",
+        "files are removed of a replica that came back",
+        "a broker is forgotten while it has replicas",
     ],
 )
 def test_a_planted_mistake_is_found_within_two_thousand_seeds(sabotage: str) -> None:

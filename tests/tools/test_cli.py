@@ -27,7 +27,8 @@ from shmlog.types import Record
 DEADLINE_S = 60.0
 COMMANDS = [
     "up", "down", "status", "top", "topic create", "topic list", "topic describe", "topic alter", "topic delete", "topic trim", "topic add-partitions",
-    "topic elect", "broker list", "produce", "consume", "verify", "dump", "doctor", "logs", "config explain", "bench", "run",
+    "topic elect", "topic move", "broker list", "broker add", "broker retire",
+    "produce", "consume", "verify", "dump", "doctor", "logs", "config explain", "bench", "run",
 ]  # fmt: skip
 
 
@@ -390,6 +391,14 @@ MISTAKES = {
     "an empty delimiter": ("produce there -D ", 1, "delimiter is empty"),
     "a header that is none": ("produce there -H novalue", 2, "not key=value"),
     "a replication factor beyond the brokers": ("topic create u -r 9", 1, "9"),
+    "a directory for a broker that cannot be made": ("broker add --data /proc/nothing", 1, "/proc/nothing"),
+    "a move to nowhere": ("topic move there", 2, "either --to IDS or --cancel"),
+    "a move to what is no broker": ("topic move there --to 0,x", 2, "not a list of broker ids"),
+    "a move to a broker that is not there": ("topic move there --to 9", 1, "no broker 9, only [0]"),
+    "a move of a partition that is not there": ("topic move there -p 7 --to 0", 1, "there-7"),
+    "a move to take back that is none": ("topic move there --cancel", 1, "is being moved"),
+    "a broker to retire that is not there": ("broker retire 7", 1, "no broker 7, only [0]"),
+    "the only broker to retire": ("broker retire 0", 1, "no other broker is up"),
     "too many partitions": ("topic create u -p 99999", 1, "99999"),
     "a role that is none": ("logs nobody", 1, "no log of 'nobody'"),
     "a process that cannot be run": ("run broker", 1, "run coordinator"),
