@@ -203,6 +203,7 @@ int sl_broker_add(sl_broker *b, const sl_broker_partition *given) {
     SL_FAILPOINT(add_opened);
     if (rc == 0) sl_ring_unused(b, p, first);
     if (rc > 0) rc = SL_OK;
+    if (rc == SL_OK) sl_ring_adopt(b, p); /* what the leader before us made ready between our first look and the fence */
     if (rc == SL_OK && p->dir) {
         /* The files end there, and the caller has synced them. Memory may go on beyond; it goes on from there. */
         uint64_t files_end = given->base_offset - given->missing;

@@ -262,11 +262,11 @@ typedef struct sl_meter {
 /* ---- segment ------------------------------------------------------------------------------------------------------------------------- */
 
 /* sl_segment.claim, phase: whose a buffer is. One word, so that no two can think it theirs; the steps are in log.c */
-#define SL_SEGMENT_FREE 0           /* in the pool of its maker */
+#define SL_SEGMENT_FREE 0           /* in the pool of its maker, or to be unlinked: whoever gets it by CAS (ring.c) */
 #define SL_SEGMENT_LIVE 1           /* in the directory, or about to be put there by the row that the word names */
 #define SL_SEGMENT_LIMBO 2          /* out of the directory, but somebody names it: anybody may look again */
 #define SL_SEGMENT_DEAD 3           /* somebody died in it, or while recycling it: unlink, never reuse */
-#define SL_SEGMENT_HELD 4           /* being taken out and reset by the row that the word names */
+#define SL_SEGMENT_HELD 4           /* being taken out and reset by the row that the word names; number 0: about to be published by it */
 #define SL_SEGMENT_TRY 5            /* memory-only: claimed, tethers not looked at again yet; anybody may undo it */
 
 typedef struct sl_segment {

@@ -13,6 +13,10 @@
  *   taken out: FREE            as when made
  *   taken out: LIMBO           nobody may reset it before the holder lets go: the next leader adopts it in limbo, then unlinks it
  *   unlinked                   memory lives as long as somebody maps it, without a name; nothing to do
+ *
+ * Two living brokers may know one buffer after a change of leader: its maker, and who leads now and adopted it. Its claim word says whose it is, by CAS:
+ * FREE it is of who gets it first, the one to unlink it (DEAD), or the other to publish it (HELD, number 0, then LIVE); LIVE it is of the partition that
+ * its header names. So nothing is published that has lost its name, and nothing unlinked that has been published.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -68,11 +72,38 @@ static void set_ring_bytes(sl_bp *p, uint64_t bytes) {
     sl_store_relaxed(&p->words->ring_bytes, bytes);
 }
 
-static void destroy(sl_broker *b, sl_bp *p, sl_buffer item) {
+/* Another broker's business from here on, or nobody's. */
+static void forget(sl_broker *b, sl_buffer item) {
     b->total_bytes -= item.map->bytes;
-    sl_segment_unlink(b->cluster, item.id);
     sl_map_put(b->cluster, item.map);
-    if (p) sl_fetch_add_relaxed(&p->words->unlinked_segments, 1);
+}
+
+/* p NULL: it is out of any partition's list. */
+static int ours_to_unlink(const sl_bp *p, const sl_map *m) {
+    uint64_t w = sl_load_acquire(&m->segment->claim);
+    uint32_t phase = sl_claim_phase(w);
+    if (phase == SL_SEGMENT_FREE) return sl_cas_sc(&m->segment->claim, &w, sl_claim_as(w, SL_SEGMENT_DEAD)); /* SYNC ring_hold */
+    if (phase == SL_SEGMENT_HELD && sl_claim_number(w) == 0) return 0; /* about to be published, wherever that is */
+    return phase == SL_SEGMENT_DEAD || !p || m->segment->block == p->block;
+}
+
+static void destroy(sl_broker *b, sl_bp *p, sl_buffer item) {
+    if (ours_to_unlink(p, item.map)) {
+        sl_segment_unlink(b->cluster, item.id);
+        if (p) sl_fetch_add_relaxed(&p->words->unlinked_segments, 1);
+    }
+    forget(b, item);
+}
+
+/* A FREE buffer that is to be published. 1 it is ours alone; 0 another broker has taken it, or unlinked it. */
+static int hold(const sl_broker *b, const sl_map *m) {
+    uint64_t w = sl_load_acquire(&m->segment->claim);
+    return sl_claim_phase(w) == SL_SEGMENT_FREE &&
+           sl_cas_sc(&m->segment->claim, &w, sl_claim_make(SL_SEGMENT_HELD, b->row->generation, b->options.spill_row, 0)); /* SYNC ring_hold: one wins */
+}
+static void let_go(const sl_broker *b, const sl_map *m) {
+    uint64_t w = sl_claim_make(SL_SEGMENT_HELD, b->row->generation, b->options.spill_row, 0);
+    sl_cas_sc(&m->segment->claim, &w, sl_claim_as(w, SL_SEGMENT_FREE));
 }
 
 /* ---- memory ---- */
@@ -216,6 +247,12 @@ static void look_at_buffers(sl_broker *b, sl_bp *p, int64_t now) {
         sl_buffer *item = &p->ring.items[i];
         uint32_t state = sl_segment_phase(item->map->segment);
         int gone = 0;
+        if (state == SL_SEGMENT_LIVE && item->map->segment->block != p->block) { /* its maker has published it in another partition */
+            sl_buffer taken = list_take(&p->ring, i);
+            set_ring_bytes(p, p->ring_bytes - taken.map->bytes);
+            forget(b, taken);
+            continue;
+        }
         if (state == SL_SEGMENT_LIMBO || state == SL_SEGMENT_DEAD) gone = !in_directory(p, item->id);
         else if (state == SL_SEGMENT_FREE) gone = !in_directory(p, item->id) && now - item->since_ns > SL_IDLE_TICK_NS; /* a predecessor died over it */
         else gone = sl_segment_audit(b->cluster, b->options.spill_row, p->block, item->map) == 1;
@@ -230,9 +267,13 @@ void sl_ring_tidy(sl_broker *b, int64_t now) {
     if (now - b->tidied_ns < SL_IDLE_TICK_NS) return;
     b->tidied_ns = now;
     for (uint32_t i = 0; i < b->limbo.n;) {
+        const sl_map *m = b->limbo.items[i].map;
         int rc = sl_limbo_retry(b->cluster, b->options.spill_row, b->limbo.items[i].map);
-        if (rc == 0) { i++; continue; }
-        sort_out(b, NULL, list_take(&b->limbo, i), now); /* 1 FREE, 2 DEAD; an error: unlinked */
+        uint32_t state = sl_segment_phase(m->segment);
+        if (rc == 0 && (state == SL_SEGMENT_LIMBO || state == SL_SEGMENT_HELD)) { i++; continue; }
+        sl_buffer item = list_take(&b->limbo, i);
+        if (state == SL_SEGMENT_LIVE) forget(b, item); /* another broker looked again before us */
+        else sort_out(b, NULL, item, now); /* FREE, or DEAD; an error: unlinked */
     }
     while (b->pool.n && now - b->pool.items[0].since_ns > POOL_NS) destroy(b, NULL, list_take(&b->pool, 0));
 }
@@ -383,8 +424,10 @@ static void look_at_ready(sl_bp *p, ring_facts *f) {
 }
 
 static int publish(sl_broker *b, sl_bp *p, sl_buffer item) {
+    if (!hold(b, item.map)) { forget(b, item); return SL_E_AGAIN; }
     int rc = sl_log_publish(b->cluster, b->options.spill_row, p->block, p->leader_epoch, item.id);
     if (rc < 0) {
+        let_go(b, item.map);
         list_add(&b->pool, item);
         if (rc == SL_E_FENCED) {
             p->fenced = 1;
@@ -527,13 +570,17 @@ int64_t sl_ring_care(sl_broker *b, sl_bp *p, int64_t now) {
 int sl_ring_first(sl_broker *b, sl_bp *p, uint32_t *buffer) {
     sl_buffer item;
     uint64_t free_bytes = 0;
-    if (!from_pool(b, SL_SEGMENT_MIN_BYTES, SL_SEGMENT_MIN_BYTES, &item)) {
-        int rc = make(b, SL_SEGMENT_MIN_BYTES, 1, &item, &free_bytes);
-        if (rc < 0) return rc;
+    for (;;) {
+        if (!from_pool(b, SL_SEGMENT_MIN_BYTES, SL_SEGMENT_MIN_BYTES, &item)) {
+            int rc = make(b, SL_SEGMENT_MIN_BYTES, 1, &item, &free_bytes);
+            if (rc < 0) return rc;
+        }
+        if (hold(b, item.map)) break; /* sl_log_open_epoch() publishes it, or sl_ring_unused() lets it go */
+        forget(b, item);
     }
     *buffer = item.id;
     int rc = list_add(&p->ring, item);
-    if (rc < 0) { destroy(b, NULL, item); return rc; }
+    if (rc < 0) { let_go(b, item.map); destroy(b, NULL, item); return rc; }
     set_ring_bytes(p, p->ring_bytes + item.map->bytes);
     return SL_OK;
 }
@@ -603,6 +650,7 @@ void sl_ring_unused(sl_broker *b, sl_bp *p, uint32_t buffer) {
     if (i < 0 || in_directory(p, buffer)) return; /* published before the opening failed: the next try goes on from there, and needs it to have a name */
     sl_buffer item = list_take(&p->ring, (uint32_t)i);
     set_ring_bytes(p, p->ring_bytes - item.map->bytes);
+    let_go(b, item.map);
     sort_out(b, p, item, sl_monotonic_ns());
 }
 
@@ -634,7 +682,8 @@ void sl_ring_scan(sl_broker *b) {
         int orphan = 0;
         if (!maker_alive(&s->header)) {
             int known = words && sl_load_acquire(&words->state) == SL_PARTITION_LIVE && memcmp(words->topic_id, s->topic_id, 16) == 0;
-            orphan = !known || sl_segment_phase(s) == SL_SEGMENT_FREE;
+            uint64_t w = sl_load_acquire(&s->claim);
+            orphan = !known || sl_claim_phase(w) == SL_SEGMENT_FREE || (sl_claim_phase(w) == SL_SEGMENT_HELD && sl_claim_number(w) == 0);
             for (int i = 0; orphan && words && i < SL_DIR_SLOTS; i++)
                 if (sl_dir_buffer(sl_load_acquire(&words->dir[i])) == id && known) orphan = 0;
         }

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 
 #include "fixture.h"
+#include "broker.h"
 
 static int failed;
 #define CHECK(cond) do { if (!(cond)) { fprintf(stderr, "  %s:%d: not so: %s\n", __FILE__, __LINE__, #cond); failed = 1; return; } } while (0)
@@ -834,6 +835,64 @@ static void a_rewrite_killed_anywhere_leaves_one_file_or_the_other(void) {
 }
 #endif
 
+static int listed(const sl_buffers *l, uint32_t id) {
+    for (uint32_t i = 0; i < l->n; i++) if (l->items[i].id == id) return 1;
+    return 0;
+}
+/* In the pool of `b`, and for as long as the test takes. */
+static int pooled(sl_broker *b, uint32_t id) {
+    int found = 0;
+    pthread_mutex_lock(&b->lock);
+    for (uint32_t i = 0; i < b->pool.n; i++)
+        if (b->pool.items[i].id == id) { b->pool.items[i].since_ns = INT64_MAX; found = 1; }
+    pthread_mutex_unlock(&b->lock);
+    return found;
+}
+
+/* The broker that led goes on caring for what it made, and the one that leads has adopted it: each finds it FREE, and both would publish it. */
+static void a_buffer_that_two_brokers_know_is_published_by_one_of_them(void) {
+    begin(0);
+    start(16 << 20, 0);
+    CHECK_EQ(add(0, 1, 0, 0, 0, 0), SL_OK);
+    sl_partition *p = sl_cluster_partition(c, 0);
+    uint32_t oldest = sl_log_buffer(p, sl_cur_number(p->cur));
+    EVENTUALLY((sl_log_seal(c, 2, 0, 1), sl_cur_number(sl_load_acquire(&p->cur)) >= 2));
+    CHECK(oldest);
+
+    pthread_mutex_lock(&broker->lock); /* it stands still */
+    sl_broker *other;
+    sl_broker_options o = {.process = 2, .spill_row = SPILL_ROW + 1, .broker_epoch = 2, .memory_max_bytes = 16 << 20};
+    int rc = sl_broker_start(c, &o, &other);
+    sl_broker_partition given = {.block = 0, .leader_epoch = 2};
+    if (rc == SL_OK) rc = sl_broker_add(other, &given);
+    int adopted = rc == SL_OK && (pthread_mutex_lock(&other->lock), listed(&other->partitions->ring, oldest));
+    int64_t out = rc == SL_OK ? sl_log_takeout(c, SPILL_ROW + 1, 0) : 0;
+    if (rc == SL_OK) pthread_mutex_unlock(&other->lock);
+    for (uint32_t i = 0; i < broker->partitions->ring.n; i++) broker->partitions->ring.items[i].since_ns = 1; /* for longer than it took us */
+    pthread_mutex_unlock(&broker->lock);
+    CHECK_EQ(rc, SL_OK);
+    CHECK(adopted);
+    CHECK_EQ(out, oldest);
+
+    EVENTUALLY(pooled(broker, oldest) && pooled(other, oldest));
+    CHECK_EQ(add(1, 1, 0, 0, 0, 0), SL_OK);
+    given = (sl_broker_partition){.block = 2, .leader_epoch = 1};
+    CHECK_EQ(sl_broker_add(other, &given), SL_OK);
+    uint32_t of[3];
+    for (uint32_t b = 1; b < 3; b++) {
+        sl_partition *q = sl_cluster_partition(c, b);
+        of[b] = sl_log_buffer(q, sl_cur_number(q->cur));
+        sl_map *m;
+        CHECK_EQ(sl_map_get(c, of[b], 1, &m), SL_OK);
+        CHECK_EQ(m->segment->block, b);
+        sl_map_put(c, m);
+    }
+    CHECK(of[1] != of[2]);
+    CHECK(of[1] == oldest || of[2] == oldest); /* it was the first in both pools */
+    sl_broker_free(other);
+    end();
+}
+
 #define TEST(f) {#f, f}
 int main(int argc, char **argv) {
     struct { const char *name; void (*run)(void); } tests[] = {
@@ -857,6 +916,7 @@ int main(int argc, char **argv) {
 #ifdef SL_FAILPOINTS
         TEST(a_rewrite_killed_anywhere_leaves_one_file_or_the_other),
 #endif
+        TEST(a_buffer_that_two_brokers_know_is_published_by_one_of_them),
         TEST(many_partitions_share_the_threads),
         TEST(many_partitions_live_within_few_descriptors),
         TEST(a_broker_killed_anywhere_loses_nothing),
