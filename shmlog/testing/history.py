@@ -49,7 +49,7 @@ _NAME_BYTES = 40
 
 # kind                 offset          value     epoch              extra           flags
 NAME = 1  # of a log   -               -         -                  -               -       its name stands from byte 24 on
-SEND = 2  #            given           id        producer epoch     crc             DISK
+SEND = 2  #            given           id        producer epoch     crc             DISK, APPENDED
 READ = 3  #            of the record   id        leader epoch       crc             -
 SEEK = 4  #            next to be read -         -                  -               -       -1: anywhere (a reset, a new assignment)
 GAP = 5  #             first           -         -                  how many        -       a typed error named these offsets as lost
@@ -63,6 +63,7 @@ _KINDS = {NAME: "name", SEND: "send", READ: "read", SEEK: "seek", GAP: "gap", MA
 
 UNKNOWN, OK, FAIL = 0, 1, 2  # outcome
 DISK = 1  # flags of SEND: the acknowledgement says durable
+APPENDED = 2  # ... or no more than that the leader has it (acks=1 with several replicas)
 REWIND = 1  # flags of COMMIT: lower than before, and meant so
 START, DURABLE, SPILLED, STABLE, HIGH, END = range(6)  # flags of MARK, in the order in which they never cross
 _MARKS = ("log start", "durable", "spilled", "last stable", "high watermark", "log end")
@@ -127,9 +128,13 @@ class History:
             self._memory[at] = NAME
         return number
 
-    def send(self, log: int, value: int, *, client: int = 0, epoch: int = 0, crc: int = 0, disk: bool = False, begin_ns: int | None = None) -> int:
+    def send(
+        self, log: int, value: int, *, client: int = 0, epoch: int = 0, crc: int = 0,
+        disk: bool = False, appended: bool = False, begin_ns: int | None = None,
+    ) -> int:  # fmt: skip
         """Before the call. The token is for ok() or fail(), once it is known how it went."""
-        return self._row(SEND, UNKNOWN, DISK * disk, log, client, epoch, value, -1, time.monotonic_ns() if begin_ns is None else begin_ns, 0, crc)
+        flags, begin = DISK * disk | APPENDED * appended, time.monotonic_ns() if begin_ns is None else begin_ns
+        return self._row(SEND, UNKNOWN, flags, log, client, epoch, value, -1, begin, 0, crc)
 
     def ok(self, token: int, offset: int, end_ns: int | None = None) -> None:
         _, begin, _ = _DONE.unpack_from(self._memory, token + 24)
@@ -487,7 +492,8 @@ class _Check:
             later, earlier = _overtaken(end, level, begin, level)
             self.say("watermark_back", lambda r, name=name: f"{name} went back", _pairs(mark[earlier], mark[later]))
             if which in (HIGH, STABLE, END):
-                below = np.concatenate([self.acknowledged, self.read])
+                said = self.acknowledged if which == END else self.acknowledged[(rows["flags"][self.acknowledged] & APPENDED) == 0]
+                below = np.concatenate([said, self.read])
             elif which == DURABLE:
                 below = self.acknowledged[(rows["flags"][self.acknowledged] & DISK) != 0]
             else:

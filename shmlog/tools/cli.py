@@ -917,6 +917,35 @@ def run(role: str) -> None:
     click.get_current_context().exit(cluster.run(settings().name, role))
 
 
+@cli.command(
+    short_help="Kill it, and see what holds.",
+    examples=(
+        "shmlog torture                      # a minute on a cluster of its own; nothing of yours is touched",
+        "shmlog torture --minutes 60 --brokers 5 --keep /tmp/histories",
+        "shmlog torture --seed 1234 --json",
+    ),
+)
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=1.0, show_default=True, metavar="N", help="How long, about.")
+@click.option("--brokers", type=click.IntRange(1, 16), default=3, show_default=True, metavar="N", help="Replication factor is 3, or N if that is less.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Which faults in which order; default: another each time, printed.")
+@click.option("--keep", type=click.Path(file_okay=False), metavar="DIR", help="Keep data and histories there; else only what did not hold is kept.")
+def torture(minutes: float, brokers: int, seed: int | None, keep: str | None) -> None:
+    """Kill and stop random processes of a private cluster that is in use, then print what was promised and what was observed; beside it what the same
+    kills do to a multiprocessing.Queue. Exit code 5: something did not hold."""
+    from shmlog.tools import torture as module
+
+    report = module.run(minutes, brokers, seed, keep, show_progress=not settings().json and sys.stderr.isatty())
+    if settings().json:
+        show(module.as_dict(report))
+    else:
+        green, red, dim = _mark(fg="green"), _mark(fg="red"), _mark(dim=True)
+        for line in module.lines(report, held=green, broken=red, dim=dim):
+            print(line)
+    if not report.held:
+        sys.stdout.flush()
+        click.get_current_context().exit(EXIT_DAMAGED)
+
+
 @cli.command("bench", short_help="Measure it beside other ways.", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:

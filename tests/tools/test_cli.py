@@ -28,7 +28,7 @@ DEADLINE_S = 60.0
 COMMANDS = [
     "up", "down", "status", "top", "topic create", "topic list", "topic describe", "topic alter", "topic delete", "topic trim", "topic add-partitions",
     "topic elect", "topic move", "broker list", "broker add", "broker retire",
-    "produce", "consume", "verify", "dump", "doctor", "logs", "config explain", "bench", "run",
+    "produce", "consume", "verify", "dump", "doctor", "logs", "config explain", "bench", "torture", "run",
 ]  # fmt: skip
 
 
