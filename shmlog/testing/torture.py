@@ -378,16 +378,14 @@ def run(
             *found, verdict = (verify.stdout or verify.stderr).strip().splitlines()
             rows.append(Observed("memory, files and replicas are sound (verify)", verdict, verify.returncode == 0))
             problems += found if verify.returncode else []
-        except KeyboardInterrupt:
-            if not keep:
-                shutil.rmtree(directory, ignore_errors=True)
-            raise
         except (Hang, errors.ShmlogError) as exc:
             problems.append(f"{type(exc).__name__} after {sum(nemesis.faults.values())} faults: {exc}")
     finally:
         for worker in workers:
             worker.kill()
         cluster.stop()
+        if not keep and isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            shutil.rmtree(directory, ignore_errors=True)
     with contextlib.suppress(Exception):
         lifecycle.stop_cluster(cluster.name, force=True)
     left = [name for name in os.listdir("/dev/shm") if f".{cluster.name}" in name] + [f"pid {pid}" for pid in processes_of(cluster.name)]
