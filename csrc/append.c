@@ -347,7 +347,8 @@ int sl_loan_publish(sl_appender *a, sl_loan *loan, const sl_record *record, int6
     if (s->number == loan->number && value_position == loan->value_position && count <= SL_CELL_MAX_COUNT) {
         int64_t offset = -1;
         int big = loan->units > s->map->arena_units / 8;
-        sl_frame_build(s->map->arena + (uint64_t)loan->unit * SL_UNIT_BYTES, &r, timestamp_ns, 0, (flags & SL_PF_CRC_ALWAYS) != 0);
+        int64_t built = sl_frame_build(s->map->arena + (uint64_t)loan->unit * SL_UNIT_BYTES, &r, timestamp_ns, 0, (flags & SL_PF_CRC_ALWAYS) != 0);
+        if (built < 0) { sl_hold_drop(s); return (int)built; }
         int done = publish(s, SL_CELL_DATA, count, loan->unit, expected_offset, &offset);
         if (done == 1) {
             result->offset = offset;

@@ -6,7 +6,9 @@
  * Recycling is by claim, and may be done by anybody with a row: the broker ahead of use, or a producer that finds no successor (memory-only topics at
  * full rate cannot wait for a third process to get a CPU). The buffer's own `claim` word {phase, row, number} says whose it is:
  *
- *   FREE -> LIVE(n)           its maker, before dir[n] names it
+ *   FREE -> HELD(me, 0)       CAS by its maker, who is about to publish it; back to FREE if there is no place for it
+ *   HELD -> LIVE(n)           before dir[n] names it
+ *   FREE, LIMBO -> DEAD       CAS by a broker that unlinks it (ring.c)
  *   LIVE(r) -> HELD(r, me)    CAS, once `cur` moved past r and r is wholly spilled; memory-only in two steps, LIVE -> TRY -> HELD, with a look at the
  *                             tethers between them, because a consumer that registers looks at the phase after it stored its tether. Anybody may undo a TRY
  *   HELD: dir[r] = none(r)    by the holder, or for him by whoever needs that slot: a holder that is stopped holds up one buffer and not the ring

@@ -15,8 +15,9 @@
  *   unlinked                   memory lives as long as somebody maps it, without a name; nothing to do
  *
  * Two living brokers may know one buffer after a change of leader: its maker, and who leads now and adopted it. Its claim word says whose it is, by CAS:
- * FREE it is of who gets it first, the one to unlink it (DEAD), or the other to publish it (HELD, number 0, then LIVE); LIVE it is of the partition that
- * its header names. So nothing is published that has lost its name, and nothing unlinked that has been published.
+ * FREE it is of who gets it first, the one to unlink it (DEAD), or the other to publish it (HELD, number 0, then LIVE), LIMBO it goes to DEAD the same way;
+ * from LIVE to the take-out it is of the partition that its header names. So nothing is published that has lost its name, and nothing unlinked that has
+ * been published, but with its whole partition (sl_ring_give_up). Killed with it HELD(0): as FREE for the next scan, and the audit makes it DEAD.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -78,21 +79,29 @@ static void forget(sl_broker *b, sl_buffer item) {
     sl_map_put(b->cluster, item.map);
 }
 
-/* p NULL: it is out of any partition's list. */
-static int ours_to_unlink(const sl_bp *p, const sl_map *m) {
+/* Of FREE and LIMBO one who would unlink and one who would go on with it: the CAS decides. */
+static int ours_to_unlink(const sl_map *m) {
     uint64_t w = sl_load_acquire(&m->segment->claim);
     uint32_t phase = sl_claim_phase(w);
-    if (phase == SL_SEGMENT_FREE) return sl_cas_sc(&m->segment->claim, &w, sl_claim_as(w, SL_SEGMENT_DEAD)); /* SYNC ring_hold */
-    if (phase == SL_SEGMENT_HELD && sl_claim_number(w) == 0) return 0; /* about to be published, wherever that is */
-    return phase == SL_SEGMENT_DEAD || !p || m->segment->block == p->block;
+    if (phase == SL_SEGMENT_FREE || phase == SL_SEGMENT_LIMBO)
+        return sl_cas_sc(&m->segment->claim, &w, sl_claim_as(w, SL_SEGMENT_DEAD)); /* SYNC ring_hold */
+    return phase == SL_SEGMENT_DEAD;
+}
+
+static void unlink_it(sl_broker *b, sl_bp *p, sl_buffer item) {
+    sl_segment_unlink(b->cluster, item.id);
+    if (p) sl_fetch_add_relaxed(&p->words->unlinked_segments, 1);
 }
 
 static void destroy(sl_broker *b, sl_bp *p, sl_buffer item) {
-    if (ours_to_unlink(p, item.map)) {
-        sl_segment_unlink(b->cluster, item.id);
-        if (p) sl_fetch_add_relaxed(&p->words->unlinked_segments, 1);
-    }
+    if (ours_to_unlink(item.map)) unlink_it(b, p, item);
     forget(b, item);
+}
+
+/* Has been published in another partition since it was in this one: whose header names that one, and whose claim has a number. */
+static int elsewhere(const sl_bp *p, const sl_map *m) {
+    uint64_t w = sl_load_acquire(&m->segment->claim);
+    return sl_claim_phase(w) != SL_SEGMENT_FREE && sl_claim_number(w) != 0 && m->segment->block != p->block;
 }
 
 /* A FREE buffer that is to be published. 1 it is ours alone; 0 another broker has taken it, or unlinked it. */
@@ -247,7 +256,7 @@ static void look_at_buffers(sl_broker *b, sl_bp *p, int64_t now) {
         sl_buffer *item = &p->ring.items[i];
         uint32_t state = sl_segment_phase(item->map->segment);
         int gone = 0;
-        if (state == SL_SEGMENT_LIVE && item->map->segment->block != p->block) { /* its maker has published it in another partition */
+        if (elsewhere(p, item->map)) {
             sl_buffer taken = list_take(&p->ring, i);
             set_ring_bytes(p, p->ring_bytes - taken.map->bytes);
             forget(b, taken);
@@ -267,9 +276,10 @@ void sl_ring_tidy(sl_broker *b, int64_t now) {
     if (now - b->tidied_ns < SL_IDLE_TICK_NS) return;
     b->tidied_ns = now;
     for (uint32_t i = 0; i < b->limbo.n;) {
-        const sl_map *m = b->limbo.items[i].map;
-        int rc = sl_limbo_retry(b->cluster, b->options.spill_row, b->limbo.items[i].map);
+        sl_map *m = b->limbo.items[i].map;
+        int rc = sl_limbo_retry(b->cluster, b->options.spill_row, m);
         uint32_t state = sl_segment_phase(m->segment);
+        if (state == SL_SEGMENT_HELD && sl_segment_audit(b->cluster, b->options.spill_row, m->segment->block, m) == 1) state = SL_SEGMENT_DEAD; /* he died there */
         if (rc == 0 && (state == SL_SEGMENT_LIMBO || state == SL_SEGMENT_HELD)) { i++; continue; }
         sl_buffer item = list_take(&b->limbo, i);
         if (state == SL_SEGMENT_LIVE) forget(b, item); /* another broker looked again before us */
@@ -305,7 +315,11 @@ static int take_out(sl_broker *b, sl_bp *p, sl_buffer *out, int64_t now) {
     int i = ring_find(p, (uint32_t)id);
     if (i < 0) { /* not ours to know: the directory named a buffer that we never adopted */
         sl_broker_say(b, SL_EVENT_DAMAGED, p->block, SL_E_DAMAGED, 0, 0, 0, "the directory named buffer %u, which is not this partition's", (unsigned)id);
-        sl_segment_unlink(b->cluster, (uint32_t)id);
+        sl_buffer stray = {.id = (uint32_t)id};
+        if (sl_map_get(b->cluster, stray.id, 1, &stray.map) == SL_OK) {
+            b->total_bytes += stray.map->bytes;
+            destroy(b, p, stray);
+        }
         return -1;
     }
     sl_buffer item = list_take(&p->ring, (uint32_t)i);
@@ -633,15 +647,29 @@ int sl_ring_discard(sl_broker *b, uint32_t block) {
 
 void sl_ring_give_up(sl_broker *b, sl_bp *p) {
     sl_ring_discard(b, p->block);
-    while (p->ring.n) destroy(b, p, list_take(&p->ring, p->ring.n - 1));
+    while (p->ring.n) {
+        sl_buffer item = list_take(&p->ring, p->ring.n - 1);
+        uint64_t w = sl_load_acquire(&item.map->segment->claim);
+        /* LIVE, or at a recycler who will find no directory to put it back into: with the partition its memory goes. */
+        int with_it = (sl_claim_phase(w) == SL_SEGMENT_LIVE || sl_claim_phase(w) == SL_SEGMENT_TRY || sl_claim_phase(w) == SL_SEGMENT_HELD) &&
+                      sl_claim_number(w) != 0 && !elsewhere(p, item.map);
+        if (with_it) {
+            unlink_it(b, p, item);
+            forget(b, item);
+        } else destroy(b, p, item);
+    }
     set_ring_bytes(p, 0);
 }
 
 void sl_ring_leave(sl_broker *b, sl_bp *p) {
+    int64_t now = sl_monotonic_ns();
     while (p->ring.n) {
         sl_buffer item = list_take(&p->ring, p->ring.n - 1);
-        b->total_bytes -= item.map->bytes;
-        sl_map_put(b->cluster, item.map);
+        uint32_t state = sl_segment_phase(item.map->segment);
+        /* Who leads next adopts what the directory names; nobody else knows of what is out of it already. */
+        int ours = (state == SL_SEGMENT_FREE || state == SL_SEGMENT_LIMBO || state == SL_SEGMENT_DEAD) && !in_directory(p, item.id) && !elsewhere(p, item.map);
+        if (ours) sort_out(b, p, item, now);
+        else forget(b, item);
     }
 }
 
@@ -702,13 +730,13 @@ void sl_ring_scan(sl_broker *b) {
 }
 
 void sl_ring_free(sl_broker *b, int unlink_pool) {
+    for (sl_bp *p = b->partitions; p; p = p->next) sl_ring_leave(b, p);
     while (b->pool.n) {
         sl_buffer item = list_take(&b->pool, b->pool.n - 1);
         if (unlink_pool) destroy(b, NULL, item);
         else sl_map_put(b->cluster, item.map);
     }
     while (b->limbo.n) sl_map_put(b->cluster, list_take(&b->limbo, b->limbo.n - 1).map); /* adopted by whoever leads its partition next */
-    for (sl_bp *p = b->partitions; p; p = p->next) sl_ring_leave(b, p);
     free(b->pool.items);
     free(b->limbo.items);
     free(b->found);
