@@ -84,6 +84,7 @@ class DroppedReplica(msgspec.Struct, frozen=True, array_like=True):
     topic: str
     partition: int
     broker: int
+    may_go: bool = False  # that it has left is on the coordinator's disk too: a power cut does not bring it back as a replica
 
 
 class ClusterView(msgspec.Struct, frozen=True):
@@ -330,6 +331,7 @@ class IsrChange(msgspec.Struct, frozen=True):
     topic_id: bytes
     leader_epoch: int
     isr: tuple[int, ...]  # (): a follower says that it has lost what it had
+    before: tuple[int, ...] = ()  # the ISR that this was found under: with another one in force it is not done
 
 
 class AlterIsr(_Message, frozen=True):

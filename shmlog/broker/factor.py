@@ -16,23 +16,29 @@ from typing import Any
 
 from shmlog._ffi import check, ffi, lib
 
+OFFSET_MASK = 2**48 - 1
 
-def before_opening(cluster: Any, row: int, block: int, leader_epoch: int) -> None:
-    """For a partition with several replicas whose memory is there. Idempotent; nothing if readers know already."""
+
+def before_opening(cluster: Any, row: int, block: int, leader_epoch: int, in_memory: bool) -> None:
+    """For a partition with several replicas. Idempotent; nothing if readers know already. in_memory: it has a segment, so there may be records that
+    were seen; without one the opening itself says what is committed."""
     words = lib.sl_cluster_partition(cluster, block)
     if words.flags & lib.SL_PF_REPLICATED:
         return
-    check(lib.sl_log_fence(cluster, row, block, leader_epoch), f"block {block} cannot be fenced for leader epoch {leader_epoch}")
-    _commit_to_end(cluster, row, block, leader_epoch)
+    if in_memory:
+        check(lib.sl_log_fence(cluster, row, block, leader_epoch), f"block {block} cannot be fenced for leader epoch {leader_epoch}")
+        _commit_to_end(cluster, row, block, leader_epoch)
     _set_replicated(words, True)
 
 
 def after_opening(cluster: Any, row: int, block: int, leader_epoch: int) -> None:
-    """For a partition with one replica that is open."""
+    """For a partition with one replica that is open. Without the flag a predecessor may have died behind taking it away; a word that was never moved
+    says that there were never several."""
     words = lib.sl_cluster_partition(cluster, block)
-    if not words.flags & lib.SL_PF_REPLICATED:
+    if words.flags & lib.SL_PF_REPLICATED:
+        _set_replicated(words, False)
+    elif not words.high_watermark & OFFSET_MASK:
         return
-    _set_replicated(words, False)
     _commit_to_end(cluster, row, block, leader_epoch)
     lib.sl_wake_all(cluster, block)
 

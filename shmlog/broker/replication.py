@@ -567,7 +567,7 @@ class Replication(threading.Thread):
             return
         leading.asked, leading.asked_ns = wanted, now
         self._count_followers(leading)
-        self.ask(m.IsrChange(role.block, role.topic_id, role.leader_epoch, wanted))
+        self.ask(m.IsrChange(role.block, role.topic_id, role.leader_epoch, wanted, role.isr))
 
     # === following =====================================================================================================
 

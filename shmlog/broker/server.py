@@ -467,7 +467,7 @@ class Broker:
                 self.replication.follow(role)
                 self.roles[role.block] = role
         for left in view.dropped:
-            if left.broker == self.start.broker_id:
+            if left.broker == self.start.broker_id and left.may_go:
                 self._remove_directory(m.partition_directory(self.start.directory, left.topic, left.partition, left.topic_id))
                 dropped.append((left.block, left.topic_id))
         self._send_applied(view.version, removed, dropped)
@@ -627,8 +627,8 @@ class Broker:
         partition.written_end = base - missing
         given = self._options(partition, base)
         given.missing = missing
-        if partition.replicated and self._in_memory(words):
-            factor.before_opening(self.cluster, self.row, partition.block, partition.leader_epoch)
+        if partition.replicated:
+            factor.before_opening(self.cluster, self.row, partition.block, partition.leader_epoch, self._in_memory(words))
         code = lib.sl_broker_add(self.handle, given)
         if code < 0:
             raise_code(code, f"{partition} cannot be opened: {ffi.string(lib.sl_strerror(code)).decode()}")

@@ -329,7 +329,7 @@ class Admin:
         replica list get shorter (never empty)."""
         self._open().request(messages.RetireBroker(_int(broker_id, "a broker's id"), force), self._timeout(timeout_ms))
 
-    # --- groups, moves of replicas: not yet ---
+    # --- groups: not yet ---
 
     def _later(self, what: str) -> errors.ShmlogError:
         self._open()

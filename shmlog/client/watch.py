@@ -184,9 +184,11 @@ class Watch:
         while not self._stopping():
             seen = lib.sl_get32(word)
             look: Look | None = None
+            state: events.State | None = None
             try:
                 handle.check_cluster(session.cluster, session.name)
                 look = self._look(last)
+                state = self._state(look) if last is None else None
             except errors.ClosedError as exc:
                 self._tell(events.ClusterDown(last.version if last else 0, True, str(exc)))
                 return
@@ -195,7 +197,7 @@ class Watch:
                     self._tell(events.ClusterDown(last.version if last else 0, False, str(exc)))
                     return
             if look is not None:
-                for event in [self._state(look)] if last is None else changes(last, look):
+                for event in changes(last, look) if last is not None else [state] if state is not None else []:
                     if self._stopping():
                         return
                     self._tell(event)

@@ -3,8 +3,8 @@
 What holds of every view made here:
 - the in-sync replicas (ISR) of a partition are never none, and its leader is one of them; the last of them to die stays alone in it, because nobody
   else is known to have all that was committed;
-- a leader is followed by another only with its death certificate, by its own consent (a preferred election), or when all memory is gone; each change
-  has a new leader epoch;
+- a leader is followed by another only with its death certificate, when it is told to hand over (a preferred election, a move), or when all memory is
+  gone; each change has a new leader epoch;
 - only the leader of the present leader epoch changes the ISR, and only among living replicas.
 
 A leader dies: the first living member of the ISR leads on at once (it has all that was committed, and shared memory has the rest). All memory is gone
@@ -72,6 +72,8 @@ def alter_isr(view: ClusterView, broker: int, changes: Iterable[IsrChange], aliv
             return msgspec.structs.replace(p, isr=tuple(r for r in p.isr if r != broker))
         if p.leader != broker:
             return p
+        if change.before and set(change.before) != set(p.isr):
+            return p  # of two questions under way only the first: with the answer to it the leader counts its followers anew, and asks again
         isr = tuple(r for r in p.replicas if r in change.isr and (r == broker or r in alive))
         if broker not in isr or set(isr) == set(p.isr):
             return p

@@ -120,8 +120,9 @@ def free_broker_id(brokers: Iterable[int]) -> int:
 
 
 def parts_of(view: ClusterView, broker_id: int) -> int:
-    """Partitions, also of deleted topics, of which this broker has anything."""
+    """Partitions, also of deleted topics and such as have left it, of which this broker has anything."""
     count = sum(broker_id in p.replicas for t in view.topics.values() for p in t.partitions)
+    count += sum(d.broker == broker_id for d in view.dropped)
     return count + sum(p.leader == broker_id or broker_id in p.followers for p in view.deleting)
 
 

@@ -7,7 +7,8 @@ A partition that is moved has the old and the new replicas together in `replicas
 - a leader that leaves is followed by one of the target in the same decision, under a new leader epoch;
 - between one replica and several the leader epoch grows too: the leader opens the partition anew, because what its high watermark means changes
   (broker/factor.py);
-- a retiring broker gets nothing new, and is forgotten when it has nothing any more.
+- a retiring broker gets nothing new, and is forgotten when it has nothing any more;
+- files go only when it is on the coordinator's disk, too, that they are no replica any more: after a power cut the last view on disk counts.
 
 All of it stands in the view, so whoever is the coordinator goes on: advance() is asked after each change, and now and then."""
 
@@ -84,11 +85,16 @@ def _check_target(view: ClusterView, topic: TopicView, number: int, p: Partition
     if down := [r for r in to if r not in alive]:
         raise refuse(f"broker {down[0]} is not up", "try again when `shmlog broker list` shows it up")
     typed = config.topic_config(topic.config)
-    if typed.shmlog_full == "drop_oldest" and not set(to) <= set(p.replicas) and not _in_memory_only(view, topic):
+    if _would_wait_for_dropped(view, topic, p, to):
         hint = f"`shmlog topic alter {topic.name} -c shmlog.full=block` first"
         raise refuse("with shmlog.full=drop_oldest a new replica would wait for what was dropped", hint)
     metadata.check_replication_factor(view, typed, len(to), len(view.brokers))
     metadata.check_min_insync(typed, len(to))
+
+
+def _would_wait_for_dropped(view: ClusterView, topic: TopicView, p: PartitionView, to: tuple[int, ...]) -> bool:
+    drops = config.topic_config(topic.config).shmlog_full == "drop_oldest"
+    return drops and not set(to) <= set(p.replicas) and not _in_memory_only(view, topic)
 
 
 def _begun(view: ClusterView, topic: TopicView, number: int, p: PartitionView, to: tuple[int, ...]) -> ClusterView:
@@ -101,6 +107,12 @@ def _begun(view: ClusterView, topic: TopicView, number: int, p: PartitionView, t
         return _with(view, topic, number, new)
     before = p.before
     replicas = p.replicas + tuple(r for r in to if r not in p.replicas)
+    if len(replicas) > metadata.MAX_REPLICATION_FACTOR:
+        raise InvalidReplicationAssignmentError(
+            f"{topic.name}-{number} cannot go to {list(to)}: old and new replicas would be {len(replicas)}, "
+            f"and {metadata.MAX_REPLICATION_FACTOR} is the most",
+            topic=topic.name, partition=number, hint="move it in two steps",
+        )  # fmt: skip
     epoch = p.leader_epoch + (len(p.replicas) == 1 and len(replicas) > 1)
     new = msgspec.structs.replace(p, replicas=replicas, leader_epoch=epoch, target=to, adding=tuple(r for r in replicas if r not in before))
     # Who comes back before it has removed its files may keep them: a follower cuts what does not fit.
@@ -112,6 +124,14 @@ def _cancelled(view: ClusterView, topic: TopicView, number: int, p: PartitionVie
     """Back to the replicas that it had, at once: it needs one of them in sync."""
     if not p.target:
         raise NoReassignmentInProgressError(f"{topic.name}-{number} is not being moved", topic=topic.name, partition=number)
+    place = f"{topic.name}-{number}"
+    if p.leader == NO_LEADER:
+        raise LeaderNotAvailableError(f"{place} has no leader at the moment; when it has one its move can be taken back", topic=topic.name)
+    if retiring := [r for r in p.before if r in view.brokers and view.brokers[r].retiring]:
+        raise InvalidReplicationAssignmentError(
+            f"{place} cannot go back to {list(p.before)}: broker {retiring[0]} is retiring", topic=topic.name, partition=number
+        )
+    metadata.check_min_insync(config.topic_config(topic.config), len(p.before))
     if not set(p.before) & set(p.isr):
         raise NotEnoughReplicasError(
             f"{topic.name}-{number} cannot go back to {list(p.before)}: none of them is in sync, only {list(p.isr)}",
@@ -144,8 +164,17 @@ def advance(view: ClusterView, alive: Collection[int]) -> ClusterView:
     return view
 
 
+def stored(view: ClusterView) -> ClusterView:
+    """All of this view is on disk: what has left may go."""
+    if all(d.may_go for d in view.dropped):
+        return view
+    return msgspec.structs.replace(view, dropped=tuple(msgspec.structs.replace(d, may_go=True) for d in view.dropped))
+
+
 def under_way(view: ClusterView) -> bool:
-    return any(b.retiring for b in view.brokers.values()) or any(p.target for topic in view.topics.values() for p in topic.partitions)
+    if any(b.retiring for b in view.brokers.values()) or not all(d.may_go for d in view.dropped):
+        return True
+    return any(p.target for topic in view.topics.values() for p in topic.partitions)
 
 
 def replicas_removed(view: ClusterView, broker_id: int, removed: Iterable[tuple[int, bytes]]) -> ClusterView:
@@ -164,7 +193,8 @@ def retire(view: ClusterView, broker_id: int, alive: Collection[int], force: boo
     broker = view.brokers.get(broker_id)
     if broker is None:
         raise BrokerIdNotRegisteredError(f"there is no broker {broker_id}, only {sorted(view.brokers)}")
-    if broker.retiring:
+    has_it = [p for topic in view.topics.values() for p in topic.partitions if broker_id in (p.target or p.replicas)]
+    if broker.retiring and not has_it:
         return view
     others = [b.id for b in view.brokers.values() if b.id != broker_id and not b.retiring and b.id in alive]
     if not others:
@@ -204,6 +234,12 @@ def retire(view: ClusterView, broker_id: int, alive: Collection[int], force: boo
             hint="add a broker first (`shmlog broker add`)" + ("" if alone else ", or let them have fewer replicas: --force"),
         )  # fmt: skip
     for topic, number, to in moves:
+        if _would_wait_for_dropped(view, topic, topic.partitions[number], to):
+            raise InvalidReplicationAssignmentError(
+                f"broker {broker_id} cannot retire: {topic.name}-{number} would get a replica that waits for what shmlog.full=drop_oldest dropped",
+                topic=topic.name, partition=number, hint=f"`shmlog topic alter {topic.name} -c shmlog.full=block` first",
+            )  # fmt: skip
+    for topic, number, to in moves:
         view = _begun(view, view.topics[topic.name], number, view.topics[topic.name].partitions[number], to)
     return msgspec.structs.replace(view, brokers={**view.brokers, broker_id: msgspec.structs.replace(broker, retiring=True)})
 
@@ -211,4 +247,4 @@ def retire(view: ClusterView, broker_id: int, alive: Collection[int], force: boo
 def has_retired(view: ClusterView, broker_id: int) -> bool:
     """It is to go, and nothing is left at it: its process may end, and must not be started again."""
     broker = view.brokers.get(broker_id)
-    return broker is not None and broker.retiring and not metadata.parts_of(view, broker_id) and not any(d.broker == broker_id for d in view.dropped)
+    return broker is not None and broker.retiring and not metadata.parts_of(view, broker_id)

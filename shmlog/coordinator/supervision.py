@@ -309,6 +309,9 @@ class Supervision:
         if self.stopping or self.decisions.view is self.resting:
             return
         self._decide(moves.advance(self.decisions.view, self.alive()), "the end of a move")
+        store = self.decisions.store
+        if store is None or store.stored_version >= self.decisions.view.version:
+            self._decide(moves.stored(self.decisions.view), "a move that is on disk")
         self._dismiss_retired()
         if not moves.under_way(self.decisions.view):
             self.resting = self.decisions.view

@@ -581,6 +581,11 @@ def move(name: str, partitions: tuple[int, ...], to: list[int] | None, cancel: b
             show(moved.to_json())
         else:
             print(moved)
+        if to is not None and set(moved.view.replicas) != set(to):  # by another command, meanwhile
+            raise errors.IllegalStateError(
+                f"{moved.topic}-{moved.partition} has replicas {list(moved.view.replicas)}, not {to}: its move was taken back or changed meanwhile",
+                hint=f"`shmlog topic describe {name}`",
+            )
 
 
 @cli.group(examples=("shmlog broker list", "shmlog broker add", "shmlog broker retire 2"))

@@ -160,6 +160,46 @@ def test_a_move_turned_round_needs_one_of_those_that_it_goes_back_to() -> None:
     assert isinstance(failures[0], errors.NotEnoughReplicasError) and refused is dead
 
 
+def test_files_of_a_replica_that_has_left_stay_until_the_disk_knows() -> None:
+    view = moves.reassign(made(4, 1), [("t", 0, (1,))], {0, 1, 2, 3}).view
+    p = part(view)
+    view = moves.advance(elections.alter_isr(view, 0, [IsrChange(p.block, TOPIC_ID, p.leader_epoch, (0, 1))], {0, 1, 2, 3}), {0, 1, 2, 3})
+    assert [(d.broker, d.may_go) for d in view.dropped] == [(0, False)]
+    assert moves.under_way(view)  # or nobody would look again
+    stored = moves.stored(view)
+    assert [(d.broker, d.may_go) for d in stored.dropped] == [(0, True)]
+    assert moves.stored(stored) is stored and not moves.under_way(stored)
+    assert metadata.parts_of(stored, 0) == 1  # a cluster that is started with fewer brokers does not forget it
+
+
+def test_of_two_questions_of_a_leader_only_the_first_is_answered() -> None:
+    view = moves.reassign(made(4, 1), [("t", 0, (2, 1))], {0, 1, 2, 3}).view
+    p = part(view)
+    first, second = (IsrChange(p.block, TOPIC_ID, p.leader_epoch, isr, p.isr) for isr in ((0, 1), (0, 1, 2)))
+    view = elections.alter_isr(view, 0, [first], {0, 1, 2, 3})
+    assert set(part(view).isr) == {0, 1}
+    assert elections.alter_isr(view, 0, [second], {0, 1, 2, 3}) is view
+
+
+def test_a_move_is_not_taken_back_without_a_leader_nor_to_a_broker_that_retires() -> None:
+    everybody = {0, 1, 2, 3}
+    view = moves.reassign(made(4, 2), [("t", 0, (2, 3))], everybody).view
+    leaderless = elections.without_leaders(view)
+    _, failures = moves.reassign(leaderless, [("t", 0, None)], everybody)
+    assert isinstance(failures[0], errors.LeaderNotAvailableError)
+    retiring = moves.retire(view, 0, everybody)
+    _, failures = moves.reassign(retiring, [("t", 0, None)], everybody)
+    assert isinstance(failures[0], errors.InvalidReplicationAssignmentError) and "retiring" in str(failures[0])
+
+
+def test_a_topic_that_drops_its_oldest_gets_no_new_replica_by_a_broker_that_retires() -> None:
+    view = made(4, 2)
+    dropping = msgspec.structs.replace(view.topics["t"], config={"shmlog.full": "drop_oldest"})
+    view = msgspec.structs.replace(view, topics={"t": dropping}, data_dirs=("/somewhere",))
+    with pytest.raises(errors.InvalidReplicationAssignmentError, match="drop_oldest"):
+        moves.retire(view, 0, {0, 1, 2, 3})
+
+
 class World:
     """Four brokers, and the replicas of a partition as lists of (epoch, record): what a leader appends, what followers copy, and what was acknowledged
     to somebody. Memory, which outlives processes, holds the log as appended; a reboot takes it, and from each replica what it had not synced."""
@@ -200,7 +240,7 @@ class World:
         return True
 
     def step(self) -> None:
-        often = ["append"] * 8 + ["copy"] * 10 + ["sync"] * 5 + ["start"] * 5 + ["grow"] * 4 + ["finish"] * 4 + ["drop"] * 2
+        often = ["append"] * 8 + ["copy"] * 10 + ["sync"] * 5 + ["start"] * 5 + ["grow"] * 4 + ["finish"] * 4 + ["drop", "store"] * 2
         name = self.rng.choice([*often, "kill", "kill", "shrink", "prefer", "reboot", "move", "move", "cancel", "retire", "leave", "leave", "come"])
         if getattr(self, name)():
             self.took[name] += 1
@@ -340,11 +380,15 @@ class World:
 
     def drop(self) -> bool:
         """A broker applies the view: the files of what it has no more go."""
-        due = [d.broker for d in self.view.dropped if d.broker in self.alive]
+        due = [d.broker for d in self.view.dropped if d.broker in self.alive and d.may_go]
         for broker in due:
             self.logs[broker], self.synced[broker] = [], 0
             self.set(moves.replicas_removed(self.view, broker, [(part(self.view).block, TOPIC_ID)]))
         return bool(due)
+
+    def store(self) -> bool:
+        """The coordinator's disk has the view in force."""
+        return self.set(moves.stored(self.view))
 
     def retire(self) -> bool:
         broker, force = self.rng.choice(sorted(self.view.brokers)), self.rng.random() < 0.5
@@ -418,7 +462,7 @@ def test_thousands_of_schedules_lose_nothing_and_take_every_turn() -> None:
         "append", "copy", "sync", "kill", "start", "shrink", "grow", "prefer", "reboot", "cut", "reboot with a loss",
         "move", "move turned elsewhere", "cancel", "cancel refused", "finish", "drop", "a leader leaves the list", "one replica becomes several",
         "several replicas become one", "a replica comes back before its files are gone", "reboot in a move",
-        "retire", "retire: NotEnoughReplicasError", "leave", "come",
+        "retire", "retire: NotEnoughReplicasError", "leave", "come", "store",
     )  # fmt: skip
     assert not [name for name in turns if not took[name]]
 
