@@ -8,7 +8,8 @@ A partition that is moved has the old and the new replicas together in `replicas
 - between one replica and several the leader epoch grows too: the leader opens the partition anew, because what its high watermark means changes
   (broker/factor.py);
 - a retiring broker gets nothing new, and is forgotten when it has nothing any more;
-- files go only when it is on the coordinator's disk, too, that they are no replica any more: after a power cut the last view on disk counts.
+- after a power cut the last view on the coordinator's disk counts: so a move ends only when it stands there that all of the target are in sync (else
+  the old replicas alone would elect, without what was acknowledged since), and files go only when it stands there that they are no replica any more.
 
 All of it stands in the view, so whoever is the coordinator goes on: advance() is asked after each change, and now and then."""
 
@@ -156,7 +157,7 @@ def _with(view: ClusterView, topic: TopicView, number: int, p: PartitionView) ->
 
 
 def advance(view: ClusterView, alive: Collection[int]) -> ClusterView:
-    """Ends the moves that have come so far: all of the target are in sync, and up."""
+    """Ends the moves that have come so far: all of the target are in sync, and up. Of a view that is on disk as a whole."""
     for topic in view.topics.values():
         for number, p in enumerate(topic.partitions):
             if p.target and p.leader != NO_LEADER and all(r in p.isr and r in alive for r in p.target):

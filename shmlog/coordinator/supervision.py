@@ -297,21 +297,20 @@ class Supervision:
     def alter_isr(self, connection: Connection, message: m.AlterIsr, reply: Reply) -> None:
         broker = self.broker_of(connection, message.broker_id, message.broker_epoch)
         view = elections.alter_isr(self.decisions.view, broker.id, message.changes, self.alive())
-        self._decide(moves.advance(view, self.alive()), f"what broker {broker.id} found of its followers")
+        self._decide(view, f"what broker {broker.id} found of its followers")
         reply(m.Done(self.decisions.view.version))
 
     def reassign_partitions(self, connection: Connection, message: m.ReassignPartitions, reply: Reply) -> None:
         view, failures = moves.reassign(self.decisions.view, message.partitions, self.up(), message.repeated)
-        self.decisions.decided(metadata.Decision(moves.advance(view, self.alive()), failures), reply)
+        self.decisions.decided(metadata.Decision(view, failures), reply)
 
     def go_on_with_moves(self) -> None:
         """What has come far enough since; also for a successor, who finds moves that others began."""
         if self.stopping or self.decisions.view is self.resting:
             return
-        self._decide(moves.advance(self.decisions.view, self.alive()), "the end of a move")
         store = self.decisions.store
         if store is None or store.stored_version >= self.decisions.view.version:
-            self._decide(moves.stored(self.decisions.view), "a move that is on disk")
+            self._decide(moves.advance(moves.stored(self.decisions.view), self.alive()), "how far its moves have come")
         self._dismiss_retired()
         if not moves.under_way(self.decisions.view):
             self.resting = self.decisions.view
@@ -324,7 +323,7 @@ class Supervision:
             reply(m.Done(self.decisions.view.version))
             return
         view = moves.retire(self.decisions.view, message.broker_id, self.up(), message.force)
-        self._decide_or_raise(moves.advance(view, self.alive()))
+        self._decide_or_raise(view)
         self.decisions.reply_when_stored(reply, m.Done(self.decisions.view.version))
         self._dismiss_retired()
 
