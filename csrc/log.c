@@ -316,7 +316,7 @@ static int publish(sl_cluster *cluster, uint32_t row, uint32_t block, sl_partiti
     sl_segment *seg = m->segment;
     memcpy(seg->topic_id, p->topic_id, 16);
     seg->partition = p->partition;
-    seg->block = block;
+    sl_store_relaxed(&seg->block, block); /* a broker that has a stale entry of this buffer looks at it: ring.c elsewhere() */
     for (;;) {
         uint64_t n = sl_cur_number(sl_load_acquire(&p->cur)) + 1;
         while (sl_log_buffer(p, n)) n++;

@@ -421,6 +421,23 @@ static int64_t poll_memory(sl_reader *r, budget *b) {
 
 /* ---- files ---- */
 
+static uint64_t log_start_of(const sl_reader *r) { return r->cluster ? sl_word_offset(sl_load_acquire(&r->p->log_start)) : 0; } /* SYNC advance */
+
+/* A log is dense but for what was compacted: a file that is not there, or ends too early, is damage up to where the next one begins, and is named as such.
+ * What is below the log start is another matter: it may have gone a moment ago. */
+static int gap_to(sl_reader *r, uint64_t next) {
+    if (r->position < log_start_of(r)) return SL_E_RANGE;
+    r->damage_end = next;
+    return SL_E_CORRUPT;
+}
+
+/* No file begins at or before r->position: is that where the log begins? Files alone do not say. */
+static int no_file(sl_reader *r, uint64_t end) {
+    sl_file_entry oldest;
+    if (r->cluster && sl_file_find(r->dir, r->position, &oldest) == SL_E_RANGE && oldest.base_offset < end) return gap_to(r, oldest.base_offset);
+    return SL_E_RANGE;
+}
+
 static int64_t poll_file(sl_reader *r, uint64_t end, budget *b) {
     r->from_memory = 0;
     int again = 0;
@@ -472,7 +489,7 @@ static int64_t poll_file(sl_reader *r, uint64_t end, budget *b) {
             int rc = sl_file_reader_open_at(r->dir, r->position, &r->entry, &r->file);
             if (rc < 0) { /* an empty or cut file in the middle of a log is damage, whatever it is called elsewhere */
                 r->file = NULL;
-                return rc == SL_E_NOENT ? SL_E_RANGE : rc == SL_E_HALFMADE ? SL_E_DAMAGED : rc;
+                return rc == SL_E_NOENT || rc == SL_E_RANGE ? no_file(r, end) : rc == SL_E_HALFMADE ? SL_E_DAMAGED : rc;
             }
             files++;
         }
@@ -480,8 +497,12 @@ static int64_t poll_file(sl_reader *r, uint64_t end, budget *b) {
         if (index == SL_E_AGAIN) {
             sl_file_entry entry; /* the end of this file: rolled meanwhile? */
             if (sl_file_find(r->dir, r->position, &entry) == SL_OK && strcmp(entry.name, r->entry.name) != 0) { leave_file(r); continue; }
-            if (entry.until != UINT64_MAX && r->position < entry.until && entry.until <= end) { r->position = entry.until; leave_file(r); continue; } /* compacted tail */
-            return 0;
+            if (entry.until == UINT64_MAX || r->position >= entry.until || entry.until > end) return 0;
+            int compacted = (sl_file_reader_header(r->file)->flags & SL_FILE_COMPACTED) != 0;
+            leave_file(r);
+            if (compacted) r->position = entry.until; /* its tail */
+            else if (again++) return gap_to(r, entry.until); /* looked at once more: it may have been the old one of two */
+            continue;
         }
         if (index < 0) return index;
         uint64_t capacity = FILE_BUFFER_BYTES, needed = 0;

@@ -101,7 +101,7 @@ static void destroy(sl_broker *b, sl_bp *p, sl_buffer item) {
 /* Has been published in another partition since it was in this one: whose header names that one, and whose claim has a number. */
 static int elsewhere(const sl_bp *p, const sl_map *m) {
     uint64_t w = sl_load_acquire(&m->segment->claim);
-    return sl_claim_phase(w) != SL_SEGMENT_FREE && sl_claim_number(w) != 0 && m->segment->block != p->block;
+    return sl_claim_phase(w) != SL_SEGMENT_FREE && sl_claim_number(w) != 0 && sl_load_relaxed(&m->segment->block) != p->block;
 }
 
 /* A FREE buffer that is to be published. 1 it is ours alone; 0 another broker has taken it, or unlinked it. */
@@ -279,7 +279,7 @@ void sl_ring_tidy(sl_broker *b, int64_t now) {
         sl_map *m = b->limbo.items[i].map;
         int rc = sl_limbo_retry(b->cluster, b->options.spill_row, m);
         uint32_t state = sl_segment_phase(m->segment);
-        if (state == SL_SEGMENT_HELD && sl_segment_audit(b->cluster, b->options.spill_row, m->segment->block, m) == 1) state = SL_SEGMENT_DEAD; /* he died there */
+        if (state == SL_SEGMENT_HELD && sl_segment_audit(b->cluster, b->options.spill_row, sl_load_relaxed(&m->segment->block), m) == 1) state = SL_SEGMENT_DEAD; /* he died there */
         if (rc == 0 && (state == SL_SEGMENT_LIMBO || state == SL_SEGMENT_HELD)) { i++; continue; }
         sl_buffer item = list_take(&b->limbo, i);
         if (state == SL_SEGMENT_LIVE) forget(b, item); /* another broker looked again before us */
@@ -705,7 +705,7 @@ void sl_ring_scan(sl_broker *b) {
         }
         if (rc < 0) continue;
         const sl_segment *s = map->segment;
-        uint32_t block = s->block;
+        uint32_t block = sl_load_relaxed(&s->block);
         sl_partition *words = sl_cluster_partition(b->cluster, block);
         int orphan = 0;
         if (!maker_alive(&s->header)) {

@@ -775,6 +775,30 @@ def test_the_newest_file_removed_is_reported_and_its_offsets_are_not_given_out_a
     cluster.command("down")
 
 
+def test_a_file_removed_from_the_middle_is_a_typed_gap(cluster: RealCluster) -> None:
+    with Admin(cluster.address) as admin, Producer(cluster.address, acks="disk") as p:
+        admin.create_topics([NewTopic("t", 1, config={**SMALL_RING, "segment.bytes": "65536"})])
+        for i in range(1000):
+            p.send("t", b"%08d" % i + KIB)
+    cluster.command("down")
+    files = files_of(cluster)
+    gap = (int(files[3].name[:20]), int(files[4].name[:20]))
+    remove_both(files[3])
+    cluster.up()
+    found: list[int] = []
+    gaps = []
+    with Consumer(bootstrap_servers=cluster.address, auto_offset_reset="earliest") as c:
+        c.assign([T0])
+        while c.position(T0) < 1000:
+            try:
+                found += numbers(c.poll(timeout_ms=1000).get(T0, []))
+            except errors.CorruptRecordError as error:
+                gaps.append((error.offset, error.end_offset))
+                c.seek(T0, error.end_offset)
+    assert gaps == [gap]  # in one step
+    assert found == [*range(gap[0]), *range(gap[1], 1000)]
+
+
 def newer(path: Path) -> None:
     at = ffi.offsetof("sl_file_header", "disk_version")
     with path.open("r+b") as file:
