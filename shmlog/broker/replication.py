@@ -172,6 +172,7 @@ class Leading:
         self.senders: dict[int, Sender] = {}
         self.asked: tuple[int, ...] = role.isr  # what the coordinator was asked for last
         self.asked_ns = 0
+        self.caught_up_ns: dict[int, int] = {}  # of followers that begin again: one that can only begin must not look fresh each time
 
     def close(self) -> None:
         for sender in self.senders.values():
@@ -505,6 +506,7 @@ class Replication(threading.Thread):
         if old is not None:
             if old.session >= message.session and old.identity == identity:
                 return  # late, or sent twice
+            leading.caught_up_ns[follower] = old.caught_up_ns
             lib.sl_fetch_close(leading.senders.pop(follower).fetch)
         cut = self._cut_for(leading, message)
         if cut is not None:
@@ -515,6 +517,8 @@ class Replication(threading.Thread):
             return
         sender = leading.senders[follower] = Sender(identity, message.session, fetch[0], message.end_offset)
         sender.durable = message.durable_offset
+        if message.end_offset < leading.end_offset:
+            sender.caught_up_ns = leading.caught_up_ns.get(follower, sender.caught_up_ns)
         lib.sl_broker_acked(self.broker, role.block, role.leader_epoch, follower, message.end_offset, message.durable_offset)
         self._push(leading, sender, out)
         runs, _ = out.setdefault(identity, ([], []))

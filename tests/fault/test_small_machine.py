@@ -65,6 +65,30 @@ def test_twenty_partitions_work_inside_a_dev_shm_of_64_MiB(tmp_path: Path) -> No
     )
 
 
+def test_a_follower_with_a_full_disk_leaves_the_isr_and_commits_go_on(tmp_path: Path) -> None:
+    in_namespace(
+        "mkdir big small; mount -t tmpfs -o size=8m tmpfs small; mount -t tmpfs tmpfs /dev/shm",
+        """
+        import subprocess
+        os.environ["SHMLOG_CLUSTER"] = f"t{os.getpid()}"
+        def run(*words):
+            subprocess.run([sys.executable, "-m", "shmlog", *words], check=True, timeout=120)
+        run("up", "--brokers", "2", "--data", "big", "--data", "small", "-c", "replica.lag.time.max.ms=1000")
+        admin = Admin()
+        admin.create_topics([NewTopic("t", replica_assignments={0: [0, 1]}, config={"segment.bytes": "1048576"})])
+        with Producer(acks="all", delivery_timeout_ms=60_000) as producer:
+            for _ in range(200):
+                last = producer.send("t", bytes(100_000))
+            last.result(60)
+        [seen] = admin.describe_topics(["t"])[0]["partitions"]
+        assert seen["isr"] == [0], seen
+        admin.close()
+        run("down", "--wipe", "--force")
+        """,
+        tmp_path,
+    )
+
+
 def test_a_dev_shm_of_8_MiB_gives_an_error_with_numbers_and_never_a_signal(tmp_path: Path) -> None:
     in_namespace(
         "mount -t tmpfs -o size=8m tmpfs /dev/shm",
