@@ -617,6 +617,12 @@ class Broker:
         if partition.directory:
             found = self._recover(partition, words)
             base, start, missing = found.end, found.log_start, found.missing
+            noted = recovery.read_checkpoint(partition.directory)
+            if partition.replicated and start > noted:
+                # Its oldest file is gone, and nobody has moved the log start: others have it still, and would remove it if we said that the log
+                # begins later.
+                log(f"{partition}: records from offset {noted} to {start - 1} are gone here: a file was removed or damaged")
+                start = noted
             self._write_topic(partition.directory, topic)
             partition.files = self._facts_of(partition, found.files)
             partition.written_down = recovery.read_checkpoint(partition.directory)

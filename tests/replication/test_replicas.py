@@ -139,6 +139,35 @@ def test_all_brokers_are_killed_and_nothing_is_lost(cluster: Cluster) -> None:
         partition.wait_isr(3)
 
 
+def test_a_leader_that_lost_its_oldest_file_does_not_take_it_from_the_others(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Cluster(brokers=3, data_dir=str(data)) as cluster:
+        make("t", segment_bytes=65536)
+        partition = Partition(cluster, "t")
+        with Producer(acks="disk") as producer:
+            for _ in range(300):
+                producer.send("t", b"x" * 1000).result(DEADLINE_S)
+        leader = partition.leader
+        reboot(cluster)
+        names = sorted(path.name for path in partition.directory(leader).glob("*.log"))
+        (partition.directory(leader) / names[0]).unlink()
+        second = int(names[1][:20])
+    with Cluster(brokers=3, data_dir=str(data)) as cluster:
+        partition = Partition(cluster, "t")
+        until(lambda: partition.seen["log_end_offset"] == 300, "a leader that has opened its log")
+        assert partition.leader == leader  # the first of those that have as much
+        assert partition.seen["log_start_offset"] == 0
+        tp = TopicPartition("t", 0)
+        with Consumer() as consumer:
+            consumer.assign([tp])
+            consumer.seek(tp, 0)
+            with pytest.raises(errors.CorruptRecordError) as caught:
+                consumer.poll(timeout_ms=5000)
+            assert (caught.value.offset, caught.value.end_offset) == (0, second)
+        for broker in {0, 1, 2} - {leader}:
+            assert list(partition.directory(broker).glob(f"{0:020}-*.log")), f"broker {broker} has removed what the leader lost"
+
+
 def reboot(cluster: Cluster) -> None:
     """All processes die and the memory is gone, as after a power cut; what is on disk is there."""
 
