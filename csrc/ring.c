@@ -617,6 +617,7 @@ static void adopt_one(sl_broker *b, sl_bp *p, uint32_t id, int64_t now) {
 /* What the directory names is ours now; what else bears this partition's name is sorted out by look_at_buffers() (limbo, dead, or a recycler at work). */
 void sl_ring_adopt(sl_broker *b, sl_bp *p) {
     int64_t now = sl_monotonic_ns();
+    if (!p->dir) sl_store_relaxed(&p->words->ring_keep_bytes, history(b, p)); /* before anybody waits for room: a producer reuses what it says is not kept */
     for (int i = 0; i < SL_DIR_SLOTS; i++) {
         uint32_t id = sl_dir_buffer(sl_load_acquire(&p->words->dir[i]));
         if (id) adopt_one(b, p, id, now);
