@@ -13,6 +13,7 @@ by their owner (it appends, cuts, removes), segments by whoever recycles them: t
 
 from __future__ import annotations
 
+import abc
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
@@ -127,17 +128,17 @@ def first_frame(piece: Piece) -> Frame:
     return Frame(piece.base, piece.base + int(lib.sl_frame_rows(piece.address)), piece.address, frame_bytes)
 
 
-class Copy:
+class Copy(abc.ABC):
     """A replica's records from `start` to `end`. piece() gives None where they cannot be read: `blind` then says up to where, or `end` is less."""
 
     def __init__(self, broker: int, name: str, start: int, end: int) -> None:
         self.broker, self.name, self.start, self.end = broker, name, start, end
         self.blind = 0
 
-    def piece(self, offset: int) -> Piece | None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def piece(self, offset: int) -> Piece | None: ...
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (one in memory has nothing to close)
         pass
 
 
@@ -166,10 +167,10 @@ class FileCopy(Copy):
 
     def _load(self, offset: int) -> _Run | None:
         at = offset
-        for _ in range(4):
+        while True:
             code = int(lib.sl_fetch_run(self.fetch, at, self.files_end, 0, self.room, len(self.room), self.needed))
             if code == lib.SL_E_TOO_BIG and self.needed[0] > len(self.room):
-                self.room = ffi.new("uint8_t[]", int(self.needed[0]))
+                self.room = ffi.new("uint8_t[]", max(int(self.needed[0]), 2 * len(self.room)))  # with more room a run has more cells, and needs more
             elif code == lib.SL_E_RANGE and self.needed[0] < at:
                 at = int(self.needed[0])  # its frame began earlier
             else:
