@@ -576,7 +576,10 @@ def move(name: str, partitions: tuple[int, ...], to: list[int] | None, cancel: b
     if no_wait:
         _say(f"{_count(len(chosen), 'partition')} of {name} on the way; `shmlog topic describe {name}` shows how far", topic=name, partitions=chosen)
         return
-    for moved in module.wait_moved(address.cluster, address.namespace, wanted, timeout, shown):
+    result = module.wait_moved(address.cluster, address.namespace, wanted, timeout, shown)
+    if len(result) < len(wanted):
+        raise errors.UnknownTopicOrPartitionError(f"{name} was deleted while it moved", topic=name)
+    for moved in result:
         if settings().json:
             show(moved.to_json())
         else:

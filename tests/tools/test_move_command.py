@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from shmlog import Cluster
+from shmlog.testing.waiting import until
 from tests.tools.conftest import Result, in_process
 
 
@@ -68,6 +71,25 @@ def test_what_is_under_way_shows_and_is_taken_back(on: Callable[..., Result], cl
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
     assert "adding" not in on("status").out
+
+
+@pytest.mark.parametrize(("meanwhile", "said"), [("move t --cancel", "taken back or changed meanwhile"), ("delete t", "t was deleted while it moved")])
+def test_who_waits_for_a_move_that_somebody_else_ends_is_told(on: Callable[..., Result], cluster: Cluster, meanwhile: str, said: str) -> None:
+    on("topic", "create", "t")
+    [leader] = [b["broker_id"] for b in on("broker", "list", "--json").json["brokers"] if b["leads"]]
+    pid = cluster.kill("broker", 1 - leader, signal.SIGSTOP)  # so that the move cannot end
+    command = [sys.executable, "-m", "shmlog", "topic", "move", "t", "--to", str(1 - leader), "--cluster", cluster.name]
+    waiter = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: on("status", "--topic", "t", "--json").json["topics"][0]["partitions"][0]["adding_replicas"], "the move to begin")
+        assert on("topic", *meanwhile.split()).code == 0
+        _, error = waiter.communicate(timeout=60)
+        assert waiter.returncode == 1 and said in error and error.startswith("shmlog: "), error
+    finally:
+        waiter.kill()
+        waiter.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_a_broker_is_added_used_and_retired(on: Callable[..., Result], cluster: Cluster) -> None:
