@@ -278,8 +278,8 @@ void sl_ring_tidy(sl_broker *b, int64_t now) {
     for (uint32_t i = 0; i < b->limbo.n;) {
         sl_map *m = b->limbo.items[i].map;
         int rc = sl_limbo_retry(b->cluster, b->options.spill_row, m);
-        uint32_t state = sl_segment_phase(m->segment);
-        if (state == SL_SEGMENT_HELD && sl_segment_audit(b->cluster, b->options.spill_row, sl_load_relaxed(&m->segment->block), m) == 1) state = SL_SEGMENT_DEAD; /* he died there */
+        uint32_t state = sl_segment_phase(m->segment), block = sl_load_relaxed(&m->segment->block);
+        if (state == SL_SEGMENT_HELD && sl_segment_audit(b->cluster, b->options.spill_row, block, m) == 1) state = SL_SEGMENT_DEAD; /* who looked died there */
         if (rc == 0 && (state == SL_SEGMENT_LIMBO || state == SL_SEGMENT_HELD)) { i++; continue; }
         sl_buffer item = list_take(&b->limbo, i);
         if (state == SL_SEGMENT_LIVE) forget(b, item); /* another broker looked again before us */

@@ -46,6 +46,8 @@ class Sender:
 
 
 class Receiver:
+    """As Sender: what an adapter leaves out it must not name in `can`."""
+
     def connected(self) -> None:
         """All senders are there, and nothing was sent yet."""
 
@@ -72,6 +74,8 @@ def direct(end: Any, **methods: Any) -> Any:
 
 
 class Peer:
+    """What an adapter is derived from. It gives sender() and receiver(), or role() where its ends are no Python."""
+
     name = "?"
     needs: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()

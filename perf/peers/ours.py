@@ -33,7 +33,7 @@ class _ShmlogSender(Sender):
                         f"{peer.address}: {error} {LEADER_LIMIT_S:g} s after it was made: no broker leads it. Is this machine overloaded? "
                         "`shmlog bench weight` tells how long a broker takes to start here"
                     ) from None
-                time.sleep(0.001)
+                time.sleep(0.001)  # a producer cannot wait for a leader; nothing is measured yet
 
     def send(self, value: bytes) -> None:
         self._last = self._send("bench", value, partition=self._partition)

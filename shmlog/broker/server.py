@@ -625,7 +625,7 @@ class Broker:
                 start = noted
             self._write_topic(partition.directory, topic)
             partition.files = self._facts_of(partition, found.files)
-            partition.written_down = recovery.read_checkpoint(partition.directory)
+            partition.written_down = noted
             if found.cut_bytes:
                 log(f"{partition}: {found.cut_bytes} bytes behind offset {base - missing} were cut")
             if missing:

@@ -14,7 +14,6 @@ import collections
 import contextlib
 import multiprocessing
 import os
-import queue
 import random
 import shutil
 import signal
@@ -29,11 +28,12 @@ from typing import Any, NamedTuple
 
 from shmlog import errors, lifecycle, proc
 from shmlog.client.admin import Admin
-from shmlog.client.consumer import Consumer
 from shmlog.embedded import Cluster
 from shmlog.testing import history
-from shmlog.testing.workload import NOTE, Ledger, end_with, noted
-from shmlog.types import NewTopic, TopicPartition
+from shmlog.testing.processes import kill_all, pids_of
+from shmlog.testing.waiting import Hang, until
+from shmlog.testing.workload import NOTE, Ledger, end_with, read_all
+from shmlog.types import NewTopic
 
 LEADER, FOLLOWER, PRODUCER, CONSUMER = "leader killed", "follower killed", "producer killed", "consumer killed"
 CONTROL = ("coordinator", "standby", "spare")
@@ -42,7 +42,6 @@ BATCH = 20
 PRODUCERS = 2  # of each topic
 LIVES_MAX = 100_000  # of one in its place: its records bear a number of which 24 bits say who sent them
 HANG_S = 120.0  # what comes back takes milliseconds
-STALL_S = 1.0  # of a gap between two looks no more counts: a virtual machine that stands still hangs nobody
 STOPPED_S = (0.02, 1.5)
 QUEUE_KILL_S = 0.4
 QUEUE_SHARE = 0.15  # of the time
@@ -84,22 +83,6 @@ class Report(NamedTuple):
         return not self.anomalies and all(o.held for o in self.observed)
 
 
-class Hang(Exception):
-    """Nothing came back after a fault."""
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = HANG_S) -> Any:
-    waited, last = 0.0, time.monotonic()
-    while not (value := condition()):
-        if waited > seconds:
-            raise Hang(f"{what}: not within {seconds:g} s")
-        threading.Event().wait(0.005)
-        now = time.monotonic()
-        waited += min(now - last, STALL_S)
-        last = now
-    return value
-
-
 # --- the clients -------------------------------------------------------------------------------------------------------
 
 
@@ -111,13 +94,11 @@ class Worker:
         self._directory, self._address, self._number = directory, address, number
         self._first_id = (KINDS.index(kind) * (PRODUCERS + 1) + number) * LIVES_MAX
         self._lives = 0
-        self._before = 0  # done by those before
         self.process: subprocess.Popen[bytes]
         self.ledgers: list[Ledger] = []
         self.start()
 
     def start(self) -> None:
-        self._before = self.done
         name = f"{self.kind.topic}-{self.role}-{self._number}-{self._lives}"
         path = self._directory / f"{name}.ledger"
         self.ledgers.append(Ledger(path, create=True))
@@ -144,24 +125,9 @@ class Worker:
 # --- the nemesis -------------------------------------------------------------------------------------------------------
 
 
-def processes_of(cluster: str) -> list[int]:
-    """Also one that is in no table yet, just forked by one that is dead by now."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            command = path.read_bytes()
-            if b"shmlog.spare" in command and f'"cluster":"{cluster}"'.encode() in command and proc_state(path.parent) != "Z":
-                found.append(int(path.parent.name))
-    return found
-
-
-def proc_state(process: Path) -> str:
-    return (process / "stat").read_text().rpartition(")")[2].split()[0]
-
-
 class Nemesis:
-    def __init__(self, cluster: Cluster, brokers: int, workers: list[Worker], rng: random.Random) -> None:
-        self.cluster, self.brokers, self.workers, self.rng = cluster, brokers, workers, rng
+    def __init__(self, cluster: Cluster, brokers: int, workers: list[Worker], rng: random.Random, patience_s: float = HANG_S) -> None:
+        self.cluster, self.brokers, self.workers, self.rng, self.patience_s = cluster, brokers, workers, rng, patience_s
         self.faults: collections.Counter[str] = collections.Counter()
 
     def owes(self, at_least: Mapping[str, int]) -> list[str]:
@@ -248,15 +214,7 @@ class Nemesis:
     def kill_everything(self) -> None:
         for worker in self.workers:
             worker.kill()
-
-        def nobody() -> bool:
-            pids = processes_of(self.cluster.name)
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            return not pids
-
-        until(nobody, "everything to be dead")
+        until(lambda: kill_all(self.cluster.name), "everything to be dead")
         self.faults["everything killed"] += 1
 
     def strike(self, owed: list[str]) -> str:
@@ -284,36 +242,10 @@ class Nemesis:
             return worker.done >= begun[worker] + BATCH
 
         for worker in self.workers:
-            until(lambda worker=worker: moved(worker), f"a {worker.role}r of {worker.kind.topic} to go on")  # type: ignore[misc]
+            until(lambda worker=worker: moved(worker), f"a {worker.role}r of {worker.kind.topic} to go on", self.patience_s)  # type: ignore[misc]
 
 
 # --- the end -----------------------------------------------------------------------------------------------------------
-
-
-def read_all(directory: Path, address: str, kind: Kind) -> int:
-    tp = TopicPartition(kind.topic, 0)
-    with history.History(directory / f"{kind.topic}-final.history") as final, Consumer(bootstrap_servers=address) as consumer:
-        log, began = final.log(kind.topic, 0), time.monotonic_ns()
-        consumer.assign([tp])
-        offset, end = consumer.beginning_offsets([tp])[tp], consumer.end_offsets([tp])[tp]
-        start = offset
-        consumer.seek(tp, offset)
-        final.seek(log, offset)
-        while offset < end:
-            begin = time.monotonic_ns()
-            records = until(lambda: consumer.poll(timeout_ms=1000, max_records=5000).get(tp), f"records of {kind.topic} from offset {offset} of {end}")
-            done = time.monotonic_ns()
-            for record in records:
-                final.read(log, record.offset, noted(record.value), begin, done, crc=_crc(record.value))
-                offset = record.offset + 1
-        final.final(log, start, end, began)
-    return end
-
-
-def _crc(value: bytes) -> int:
-    import zlib
-
-    return zlib.crc32(value)
 
 
 def observed(kind: Kind, workers: list[Worker], records: int, anomalies: list[history.Anomaly]) -> Iterator[Observed]:
@@ -366,7 +298,7 @@ def run(
             tell("everything killed", (time.monotonic() - began) / seconds)
             nemesis.kill_everything()
             lifecycle.start_cluster(cluster.name, brokers, [str(data)], owner=(os.getpid(), proc.start_ticks(os.getpid())))
-            counts = {kind: read_all(directory, cluster.address, kind) for kind in KINDS}
+            counts = {kind: read_all(cluster.address, kind.topic, directory / f"{kind.topic}-final.history") for kind in KINDS}
             tell("everything read; checking", (time.monotonic() - began) / seconds)
             operations = history.load(sorted(directory.glob("*.history")))
             anomalies = history.check(operations)
@@ -383,12 +315,15 @@ def run(
     finally:
         for worker in workers:
             worker.kill()
-        cluster.stop()
+        try:
+            cluster.stop()
+        except errors.ShmlogError as exc:  # the report is what one wants to see then
+            problems.append(f"down: {exc}")
         if not keep and isinstance(sys.exc_info()[1], KeyboardInterrupt):
             shutil.rmtree(directory, ignore_errors=True)
     with contextlib.suppress(Exception):
         lifecycle.stop_cluster(cluster.name, force=True)
-    left = [name for name in os.listdir("/dev/shm") if f".{cluster.name}" in name] + [f"pid {pid}" for pid in processes_of(cluster.name)]
+    left = [name for name in os.listdir("/dev/shm") if f".{cluster.name}" in name] + [f"pid {pid}" for pid in pids_of(cluster.name)]
     rows.append(Observed("nothing is left behind", ", ".join(left) or "/dev/shm is clean, no process lives", not left))
     tell("the same kills for a multiprocessing.Queue", (time.monotonic() - began) / seconds)
     beside = queue_under_kills(max(4.0, seconds * QUEUE_SHARE), rng, directory)
@@ -422,7 +357,7 @@ def _get(q: Any, parent: int, path: str) -> None:
 
 def queue_under_kills(seconds: float, rng: random.Random, directory: Path) -> dict[str, int]:
     """Two producers and two consumers of a multiprocessing.Queue, one of them killed now and then and replaced. A put that returned is acknowledged:
-    the queue has no other word for it. `stuck`: at the end a fresh consumer gets nothing more, though not all has come."""
+    the queue has no other word for it. `stuck`: at the end, with nobody else there, what is put does not come out any more."""
     context = multiprocessing.get_context("spawn")
     q = context.Queue()
     ledgers: list[Ledger] = []
@@ -463,20 +398,18 @@ def queue_under_kills(seconds: float, rng: random.Random, directory: Path) -> di
             process.kill()
             process.join()
     got: list[bytes] = [part for path in files if path.exists() for part in _parts(path.read_bytes())]
-    stuck = 0
-    while True:
-        try:
-            got.append(q.get(timeout=2))
-        except queue.Empty:
-            break
-        except Exception:  # half a message of somebody who was killed: nothing after it can be read
-            stuck = 1
-            break
+    probe = NOTE.pack(2**64 - 1, 0)
+    q.put(probe)
+    came = False
+    with contextlib.suppress(Exception):  # Empty; or half a message of somebody who was killed, behind which nothing can be read
+        while not came:
+            came = (value := q.get(timeout=2)) == probe
+            got += [] if came else [value]
     acknowledged, received = sum(ledger.done for ledger in ledgers), len(set(got))
     q.close()
     q.cancel_join_thread()
     lost = max(0, acknowledged - received)
-    return {"kills": kills, "acknowledged": acknowledged, "received": received, "lost": lost, "stuck": int(stuck or lost > 0)}
+    return {"kills": kills, "acknowledged": acknowledged, "received": received, "lost": lost, "stuck": int(not came)}
 
 
 def _parts(data: bytes) -> Iterator[bytes]:

@@ -15,12 +15,14 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from shmlog.testing.history import DURABLE, END, HIGH, START, History, value_id
+from shmlog.testing.waiting import until
 
-LEDGER = struct.Struct("<4Q")  # operations done, longest of one in ns, failures, reserved
+LEDGER = struct.Struct("<4Q")  # operations done, longest of one in ns, failures, finished (1)
 NOTE = struct.Struct("<QQ")  # producer, sequence: the first bytes of each value
 VALUE_BYTES = 100
 PAUSE_S = 0.01  # between two batches, so that an hour's history stays one that can be checked
@@ -52,6 +54,10 @@ class Ledger:
     def failures(self) -> int:
         return self._words[2]
 
+    @property
+    def finished(self) -> bool:
+        return bool(self._words[3])
+
     def add(self, operations: int, took_ns: int) -> None:
         self._words[0] += operations
         self._words[1] = max(self._words[1], took_ns)
@@ -59,9 +65,12 @@ class Ledger:
     def fail(self) -> None:
         self._words[2] += 1
 
+    def finish(self) -> None:
+        self._words[3] = 1
 
-def history_of(ledger: Path) -> Path:
-    return ledger.with_suffix(".history")
+
+def history_of(ledger: str | Path) -> Path:
+    return Path(f"{ledger}.history")
 
 
 def noted(value: bytes) -> int:
@@ -74,7 +83,7 @@ def produce(address: str, topic: str, acks: str, ledger_path: str, producer_id: 
     outcome, and counted."""
     from shmlog.client.producer import Producer
 
-    ledger, history = Ledger(Path(ledger_path)), History(history_of(Path(ledger_path)))
+    ledger, history = Ledger(Path(ledger_path)), History(history_of(ledger_path))
     log, filler, sequence, pause = history.log(topic, 0), bytes(VALUE_BYTES - NOTE.size), 0, threading.Event()
     options: dict[str, Any] = {"acks": int(acks) if acks.isdigit() else acks, "delivery_timeout_ms": RESULT_S * 1000, "max_block_ms": RESULT_S * 1000}
     with Producer(bootstrap_servers=address, **options) as producer:
@@ -105,12 +114,13 @@ def produce(address: str, topic: str, acks: str, ledger_path: str, producer_id: 
 
 
 def consume(address: str, topic: str, ledger_path: str) -> None:
-    """Reads from the start for ever and looks at the watermarks now and then; what must hold of all that is the checker's."""
+    """Reads from the start for ever and looks at the watermarks now and then; what must hold of all that is the checker's. An error ends it: a consumer
+    follows a change of leader without one."""
     from shmlog.client.admin import Admin
     from shmlog.client.consumer import Consumer
     from shmlog.types import TopicPartition
 
-    ledger, history = Ledger(Path(ledger_path)), History(history_of(Path(ledger_path)))
+    ledger, history = Ledger(Path(ledger_path)), History(history_of(ledger_path))
     log, tp, looked = history.log(topic, 0), TopicPartition(topic, 0), 0
     with Consumer(bootstrap_servers=address) as consumer, Admin(bootstrap_servers=address) as admin:
         consumer.assign([tp])
@@ -118,13 +128,7 @@ def consume(address: str, topic: str, ledger_path: str) -> None:
         history.seek(log, 0)
         while True:
             begin = time.monotonic_ns()
-            try:
-                records = consumer.poll(timeout_ms=1000, max_records=200).get(tp, [])
-            except Exception as error:  # nobody leads, or all coordinators are dead: it goes on when they are back
-                ledger.fail()
-                print(f"consumer of {topic}: {error!r}", file=sys.stderr, flush=True)
-                threading.Event().wait(0.1)
-                continue
+            records = consumer.poll(timeout_ms=1000, max_records=200).get(tp, [])
             end = time.monotonic_ns()
             for record in records:
                 history.read(log, record.offset, noted(record.value), begin, end, crc=zlib.crc32(record.value))
@@ -138,6 +142,30 @@ def consume(address: str, topic: str, ledger_path: str) -> None:
                     history.mark(log, which, seen[name], begin, end)
                 if seen["leader"] is not None:
                     history.leader(log, seen["leader_epoch"], seen["leader"], begin, end)
+
+
+def read_all(address: str, topic: str, path: Path, identify: Callable[[bytes], int] = noted) -> int:
+    """The end of a run: a full read of partition 0, written down in a history at `path` as all that went before. Returns the log's end."""
+    from shmlog.client.consumer import Consumer
+    from shmlog.types import TopicPartition
+
+    tp = TopicPartition(topic, 0)
+    with History(path) as final, Consumer(bootstrap_servers=address) as consumer:
+        log, began = final.log(topic, 0), time.monotonic_ns()
+        consumer.assign([tp])
+        start, end = consumer.beginning_offsets([tp])[tp], consumer.end_offsets([tp])[tp]
+        offset = start
+        consumer.seek(tp, offset)
+        final.seek(log, offset)
+        while offset < end:
+            begin = time.monotonic_ns()
+            records = until(lambda: consumer.poll(timeout_ms=1000, max_records=5000).get(tp), f"records of {topic} from offset {offset} of {end}")
+            done = time.monotonic_ns()
+            for record in records:
+                final.read(log, record.offset, identify(record.value), begin, done, crc=zlib.crc32(record.value))
+                offset = record.offset + 1
+        final.final(log, start, end, began)
+    return int(end)
 
 
 def end_with(parent: int) -> None:

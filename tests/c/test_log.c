@@ -208,6 +208,8 @@ static void arrays_and_batches_take_one_cell_and_are_read_row_by_row(void) {
     rec.rows = 3;
     CHECK_EQ(sl_append(a, &rec, -1, SOON, &result), 0);
     CHECK_EQ(result.offset, 100);
+    batch[16] = 9; /* another magic: no batch, and it takes no offset */
+    CHECK_EQ(sl_append(a, &rec, -1, SOON, &result), SL_E_INVALID);
     CHECK_EQ(append_text(a, "after", NULL), 0);
     sl_view v[16];
     int64_t next = 0;

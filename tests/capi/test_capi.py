@@ -17,8 +17,8 @@ import shmlog
 from shmlog import Admin, Cluster, Consumer, NewTopic, Producer, TopicPartition, messages
 from shmlog._ffi import lib
 from shmlog.client.session import attach
-from tests.processes import kill_all
-from tests.waiting import until
+from shmlog.testing.processes import kill_all
+from shmlog.testing.waiting import until
 
 ROOT = Path(__file__).parent.parent.parent
 PREFIX = "/opt/shmlog"

@@ -17,9 +17,9 @@ import pytest
 
 from shmlog import Admin, Cluster, NewTopic, errors, events, messages
 from shmlog.client import handle, watch
-from tests.processes import kill_all
+from shmlog.testing.processes import kill_all
+from shmlog.testing.waiting import until
 from tests.replication.test_replicas import hold_back
-from tests.waiting import until
 
 DEADLINE_S = 60.0
 

@@ -14,8 +14,8 @@ import pytest
 
 from shmlog import lifecycle, proc, shm
 from shmlog.client.session import Session, attach
-from tests.processes import kill_all
-from tests.waiting import until
+from shmlog.testing.processes import kill_all
+from shmlog.testing.waiting import until
 
 
 class Cluster:

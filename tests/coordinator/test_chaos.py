@@ -14,8 +14,8 @@ from shmlog import errors, lifecycle, proc
 from shmlog import messages as m
 from shmlog._ffi import lib
 from shmlog.client.session import attach
+from shmlog.testing.waiting import until
 from tests.coordinator.conftest import Cluster
-from tests.waiting import until
 
 ROLES = (lib.SL_ROLE_COORDINATOR, lib.SL_ROLE_COORDINATOR, lib.SL_ROLE_STANDBY, lib.SL_ROLE_SPARE, lib.SL_ROLE_BROKER)
 

@@ -23,8 +23,8 @@ from shmlog._ffi import lib
 from shmlog.client.session import Session, attach
 from shmlog.coordinator.memory import open_memory
 from shmlog.coordinator.spare_link import SpareLink
+from shmlog.testing.waiting import until
 from tests.coordinator.conftest import Cluster
-from tests.waiting import until
 
 COORDINATOR, STANDBY, SPARE, BROKER = lib.SL_ROLE_COORDINATOR, lib.SL_ROLE_STANDBY, lib.SL_ROLE_SPARE, lib.SL_ROLE_BROKER
 

@@ -7,26 +7,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workers import NOTE
-
-from shmlog import Consumer, TopicPartition
 from shmlog.testing import history
-from tests.processes import kill_all
-from tests.waiting import until
+from shmlog.testing.processes import kill_all
+from shmlog.testing.waiting import until
+from shmlog.testing.workload import noted, read_all
 
 WORKERS = Path(__file__).with_name("workers.py")
-
-
-def noted(value: bytes) -> int:
-    """Which of all values this is: workers begin theirs with a NOTE."""
-    return history.value_id(*NOTE.unpack_from(value))
 
 
 class Sends:
@@ -48,22 +40,7 @@ def check_histories(address: str, topic: str, histories: list[Path], identify: C
     """The end of every fault test with traffic: a full read of partition 0, written down as all that went before, and nothing in it all that cannot be.
     Returns how many records there are."""
     path = histories[0].with_name(f"final-{uuid.uuid4().hex[:6]}.history")
-    tp = TopicPartition(topic, 0)
-    with history.History(path) as final, Consumer(bootstrap_servers=address) as consumer:
-        log, began = final.log(topic, 0), time.monotonic_ns()
-        consumer.assign([tp])
-        offset, end = consumer.beginning_offsets([tp])[tp], consumer.end_offsets([tp])[tp]
-        start = offset
-        consumer.seek(tp, offset)
-        final.seek(log, offset)
-        while offset < end:
-            begin = time.monotonic_ns()
-            records = until(lambda: consumer.poll(timeout_ms=1000, max_records=5000).get(tp), f"records from offset {offset} of {end}")
-            done = time.monotonic_ns()
-            for record in records:
-                final.read(log, record.offset, identify(record.value), begin, done, crc=zlib.crc32(record.value))
-                offset = record.offset + 1
-        final.final(log, start, end, began)
+    end = read_all(address, topic, path, identify)
     operations = history.load([*histories, path])
     anomalies = history.check(operations)
     assert not anomalies, "\n".join(["", *map(str, anomalies), f"python -m shmlog.testing.history {' '.join(map(str, [*histories, path]))}"])

@@ -14,10 +14,10 @@ from pathlib import Path
 import programs
 import pytest
 from real_cluster import RealCluster, check_histories
-from workers import Ledger
 
 from shmlog import Admin, NewTopic
-from tests.waiting import until
+from shmlog.testing.waiting import until
+from shmlog.testing.workload import Ledger
 
 BROKERS = ("spill_", "sync_", "ring_", "add_", "file_", "fence_cas", "open_")
 # Only after what these tests do not do to files; tests/fault/crash.c and tests/c/test_file.c do.
@@ -53,14 +53,14 @@ def test_a_broker_of_a_cluster_that_dies_or_stops_there_loses_nothing(
         for i in range(2):
             cluster.worker("produce", cluster.address, "t", tmp_path / f"worker-{i}", i, 1 << 40)
         cluster.worker("consume", cluster.address, "t", tmp_path / "worker-2")
-        until(lambda: ledgers[0].acknowledged > 500 and ledgers[2].acknowledged > 500, "traffic")
+        until(lambda: ledgers[0].done > 500 and ledgers[2].done > 500, "traffic")
         [broker] = cluster.pids("broker")
         armed.touch()
         if place.startswith(("add_", "file_recover", "fence_cas", "open_")):  # what only a successor passes
             os.kill(broker, signal.SIGKILL)
         until(lambda: not armed.exists(), f"a broker at {place}")
-        begin = [ledger.acknowledged for ledger in ledgers]
-        until(lambda: all(ledger.acknowledged > n + 2000 for ledger, n in zip(ledgers, begin, strict=True)), "traffic after it")
+        begin = [ledger.done for ledger in ledgers]
+        until(lambda: all(ledger.done > n + 2000 for ledger, n in zip(ledgers, begin, strict=True)), "traffic after it")
         assert all(worker.poll() is None for worker in cluster.workers)
         for worker in cluster.workers:
             worker.kill()

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from real_cluster import RealCluster, check_histories
-from workers import NOTE, Ledger
 
 from shmlog import Admin, Consumer, NewTopic, Producer, TopicPartition
 from shmlog._ffi import lib
-from tests.waiting import until
+from shmlog.testing.waiting import until
+from shmlog.testing.workload import NOTE, Ledger
 
 READY = lib.SL_OBJECT_READY.to_bytes(4, "little")  # bytes 92 to 95 of an object
 
@@ -28,7 +28,7 @@ def check_everything(cluster: RealCluster, topic: str, tmp_path: Path, ledgers: 
     end = check_histories(cluster.address, topic, sorted(tmp_path.glob("*.history")))
     for producer_id, ledger in ledgers.items():
         assert ledger.failures == 0, f"producer {producer_id}: {ledger.failures} sends failed"
-    acknowledged = sum(ledger.acknowledged for ledger in ledgers.values())
+    acknowledged = sum(ledger.done for ledger in ledgers.values())
     assert acknowledged <= end <= acknowledged + len(ledgers), f"{acknowledged} acknowledged to {len(ledgers)} producers, {end} in the log"
     verify = cluster.command("verify", check=False)
     assert verify.returncode == 0, verify.stdout + verify.stderr
@@ -57,7 +57,7 @@ def kills(cluster: RealCluster, tmp_path: Path, memory_bytes: str | None, apart:
         return cluster.worker("consume", cluster.address, "t", path)
 
     def total() -> int:
-        return sum(ledger.acknowledged for ledger in ledgers.values())
+        return sum(ledger.done for ledger in ledgers.values())
 
     for _ in range(4):
         start_producer()
@@ -85,7 +85,7 @@ def kills(cluster: RealCluster, tmp_path: Path, memory_bytes: str | None, apart:
         worker.wait()
     cluster.up()
     records = check_everything(cluster, "t", tmp_path, ledgers)
-    longest_ms = max(ledger.longest_wait_ns for ledger in ledgers.values()) / 1e6
+    longest_ms = max(ledger.longest_ns for ledger in ledgers.values()) / 1e6
     print(f"{records} records, {len(ledgers)} producers, {count} broker kills; the longest send took {longest_ms:.1f} ms")
 
 
@@ -104,12 +104,12 @@ def test_a_killed_helper_process_is_replaced_and_no_send_fails(cluster: RealClus
     Admin(bootstrap_servers=cluster.address).create_topics([NewTopic("t")])
     ledger = Ledger(tmp_path / "producer", create=True)
     cluster.worker("produce", cluster.address, "t", tmp_path / "producer", 0, 1 << 40)
-    until(lambda: ledger.acknowledged > 1000, "a thousand records")
+    until(lambda: ledger.done > 1000, "a thousand records")
     [victim] = cluster.pids(role)
     os.kill(victim, signal.SIGKILL)
     until(lambda: [pid for pid in cluster.pids(role) if pid != victim], f"another {role}")
-    seen = ledger.acknowledged
-    until(lambda: ledger.acknowledged > seen + 1000, "a thousand more records")
+    seen = ledger.done
+    until(lambda: ledger.done > seen + 1000, "a thousand more records")
     cluster.workers[0].kill()
     cluster.workers[0].wait()
     check_everything(cluster, "t", tmp_path, {0: ledger})
@@ -123,7 +123,7 @@ def races(cluster: RealCluster, tmp_path: Path, count: int) -> None:
     for worker in cluster.workers:
         assert worker.wait(timeout=1200) == 0
     assert check_histories(cluster.address, "t", sorted(tmp_path.glob("*.history"))) == count
-    won = [ledger.acknowledged for ledger in ledgers]
+    won = [ledger.done for ledger in ledgers]
     assert sum(won) == count
     print(f"{count} offsets, won by {won}")
 

@@ -14,7 +14,7 @@ from real_cluster import RealCluster
 
 from shmlog import Admin, Consumer, NewTopic, Producer, lifecycle, shm
 from shmlog import messages as m
-from tests.waiting import until
+from shmlog.testing.waiting import until
 
 TOPICS = {"plain": 3, "with-a-dash-7": 2, "empty": 4}
 RECORDS = 200

@@ -74,16 +74,17 @@ def test_a_follower_with_a_full_disk_leaves_the_isr_and_commits_go_on(tmp_path: 
         def run(*words):
             subprocess.run([sys.executable, "-m", "shmlog", *words], check=True, timeout=120)
         run("up", "--brokers", "2", "--data", "big", "--data", "small", "-c", "replica.lag.time.max.ms=1000")
-        admin = Admin()
-        admin.create_topics([NewTopic("t", replica_assignments={0: [0, 1]}, config={"segment.bytes": "1048576"})])
-        with Producer(acks="all", delivery_timeout_ms=60_000) as producer:
-            for _ in range(200):
-                last = producer.send("t", bytes(100_000))
-            last.result(60)
-        [seen] = admin.describe_topics(["t"])[0]["partitions"]
-        assert seen["isr"] == [0], seen
-        admin.close()
-        run("down", "--wipe", "--force")
+        try:
+            with Admin() as admin:
+                admin.create_topics([NewTopic("t", replica_assignments={0: [0, 1]}, config={"segment.bytes": "1048576"})])
+                with Producer(acks="all", delivery_timeout_ms=60_000) as producer:
+                    for _ in range(200):
+                        last = producer.send("t", bytes(100_000))
+                    last.result(60)
+                [seen] = admin.describe_topics(["t"])[0]["partitions"]
+                assert seen["isr"] == [0], seen
+        finally:
+            run("down", "--wipe", "--force")
         """,
         tmp_path,
     )

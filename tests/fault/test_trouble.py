@@ -26,7 +26,7 @@ from real_cluster import RealCluster, Sends, check_histories
 
 from shmlog import Admin, Cluster, Consumer, NewTopic, Producer, TopicPartition, config, errors, lifecycle, shm
 from shmlog._ffi import ffi
-from tests.waiting import until
+from shmlog.testing.waiting import until
 
 T0 = TopicPartition("t", 0)
 AT_ONCE_S = 0.1 * 20  # what is promised in 100 ms, on a machine with other work

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from shmlog.bench import harness, histogram, peers, targets
-from tests.waiting import until
+from shmlog.testing.waiting import until
 
 ROOT = Path(__file__).parent.parent.parent
 DEADLINE_S = 300

@@ -10,7 +10,7 @@ import pytest
 
 from shmlog import Admin, Cluster
 from shmlog.broker import recovery
-from tests.waiting import until
+from shmlog.testing.waiting import until
 
 DEADLINE_S = 60.0  # turns a hang into a failure; what is waited for takes milliseconds
 

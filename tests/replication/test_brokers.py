@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from shmlog import Admin, Cluster, NewTopic, Producer, errors, lifecycle
+from shmlog.testing.waiting import until
 from tests.replication.conftest import DEADLINE_S, Partition
 from tests.replication.test_moves import directories, load_on
 from tests.replication.test_replicas import hold_back, read_all
-from tests.waiting import until
 
 
 def test_an_added_broker_gets_partitions_and_is_there_again_after_a_restart(tmp_path: Path) -> None:

@@ -192,6 +192,16 @@ def test_a_move_is_not_taken_back_without_a_leader_nor_to_a_broker_that_retires(
     assert isinstance(failures[0], errors.InvalidReplicationAssignmentError) and "retiring" in str(failures[0])
 
 
+def test_a_move_needs_room_for_old_and_new_and_goes_back_only_to_enough() -> None:
+    everybody = set(range(18))
+    _, failures = moves.reassign(made(18, 9), [("t", 0, tuple(range(9, 18)))], everybody)
+    assert isinstance(failures[0], errors.InvalidReplicationAssignmentError) and "would be 18, and 16 is the most" in str(failures[0])
+    view = moves.reassign(made(4, 1), [("t", 0, (0, 1))], everybody).view
+    view = metadata.alter_topic_configs(view, {"t": {"min.insync.replicas": "2"}}).view  # as many as it will have
+    _, failures = moves.reassign(view, [("t", 0, None)], everybody)
+    assert isinstance(failures[0], errors.InvalidConfigurationError) and "min.insync.replicas" in str(failures[0])
+
+
 def test_a_topic_that_drops_its_oldest_gets_no_new_replica_by_a_broker_that_retires() -> None:
     view = made(4, 2)
     dropping = msgspec.structs.replace(view.topics["t"], config={"shmlog.full": "drop_oldest"})

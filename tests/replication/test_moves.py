@@ -15,11 +15,11 @@ import pytest
 
 from shmlog import Admin, Cluster, Consumer, NewTopic, Producer, TopicPartition, errors
 from shmlog.testing.history import check, load
-from tests.fault.workers import Ledger, consume, history_of
+from shmlog.testing.waiting import until
+from shmlog.testing.workload import Ledger, consume, history_of
 from tests.replication.conftest import DEADLINE_S, Partition
 from tests.replication.test_replicas import hold_back, make, read_all, reboot
 from tests.replication.workers import produce
-from tests.waiting import until
 
 T0 = TopicPartition("t", 0)
 
@@ -66,9 +66,9 @@ def load_on(cluster: Cluster, tmp_path: Path, topic: str = "t", producers: int =
         worker.start()
 
     def further(count: int) -> None:
-        before = [Ledger(path).acknowledged for path in [*ledgers, read]]
+        before = [Ledger(path).done for path in [*ledgers, read]]
         for path, was in zip([*ledgers, read], before, strict=True):
-            until(lambda path=path, was=was: Ledger(path).acknowledged >= was + count or Ledger(path).failures, f"{count} records more of {path.name}")  # type: ignore[misc]
+            until(lambda path=path, was=was: Ledger(path).done >= was + count or Ledger(path).failures, f"{count} records more of {path.name}")  # type: ignore[misc]
             assert not Ledger(path).failures
         assert all(worker.is_alive() for worker in workers)
 
@@ -80,8 +80,8 @@ def load_on(cluster: Cluster, tmp_path: Path, topic: str = "t", producers: int =
         for worker, path in zip(workers, ledgers, strict=False):
             worker.join(DEADLINE_S)
             assert worker.exitcode == 0 and Ledger(path).finished
-        total = sum(Ledger(path).acknowledged for path in ledgers)
-        until(lambda: Ledger(read).acknowledged == total or not workers[-1].is_alive(), f"the consumer to read all {total} records")
+        total = sum(Ledger(path).done for path in ledgers)
+        until(lambda: Ledger(read).done == total or not workers[-1].is_alive(), f"the consumer to read all {total} records")
         assert workers[-1].is_alive(), "the consumer died"
         assert Partition(cluster, topic).seen["log_end_offset"] == total
     finally:

@@ -17,9 +17,9 @@ import pytest
 import zmq
 
 from shmlog import Admin, Cluster, Consumer, NewTopic, Producer, TopicPartition, config, errors, shm
-from tests.processes import kill_all
+from shmlog.testing.processes import kill_all
+from shmlog.testing.waiting import until
 from tests.replication.conftest import DEADLINE_S, Partition
-from tests.waiting import until
 
 
 def make(topic: str, partitions: int = 1, factor: int = 3, **config: Any) -> None:

@@ -1,4 +1,4 @@
-"""A producer in a process of its own, for as long as a test wants; the consumer is that of tests/fault/workers.py."""
+"""A producer in a process of its own, for as long as a test wants; the consumer is that of shmlog.testing.workload."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import deque
 from pathlib import Path
 
 from shmlog.testing.history import History, value_id
-from tests.fault.workers import NOTE, VALUE_BYTES, Ledger, history_of
+from shmlog.testing.workload import NOTE, VALUE_BYTES, Ledger, history_of
 
 WINDOW = 20  # sends without an acknowledgement
 
@@ -23,7 +23,7 @@ def produce(address: str, topic: str, ledger_path: str, producer_id: int, stop: 
     log = history.log(topic, 0)
     filler = bytes(VALUE_BYTES - NOTE.size)
     sent: deque[tuple[int, object, int]] = deque()
-    sequence = acknowledged = 0
+    sequence = 0
     with Producer(bootstrap_servers=address, acks="all") as producer:
         try:
             while sent or not os.path.exists(stop):
@@ -38,8 +38,7 @@ def produce(address: str, topic: str, ledger_path: str, producer_id: int, stop: 
                 offset = delivery.result(timeout=60).offset  # type: ignore[attr-defined]
                 end = time.monotonic_ns()
                 history.ok(token, offset, end)
-                acknowledged += 1
-                ledger.acknowledge(acknowledged, end - begin)
+                ledger.add(1, end - begin)
         except Exception as error:
             ledger.fail()
             print(f"producer {producer_id}: {error!r}", file=sys.stderr, flush=True)

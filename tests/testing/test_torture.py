@@ -16,6 +16,7 @@ import pytest
 from shmlog import Admin, Cluster, NewTopic
 from shmlog.testing import history, torture
 from shmlog.testing.history import History, value_id
+from shmlog.testing.waiting import Hang
 from shmlog.tools import torture as report_of
 
 
@@ -43,20 +44,18 @@ def test_with_one_broker_it_holds_too() -> None:
     assert torture.run(0.05, brokers=1).held
 
 
-def test_who_does_not_go_on_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_does_not_go_on_is_named(tmp_path: Path) -> None:
     kind = torture.KINDS[0]
     with Cluster() as cluster:
         with Admin() as admin:
             admin.create_topics([NewTopic(kind.topic)])
         worker = torture.Worker(tmp_path, cluster.address, kind, "produce", 1)
         try:
-            nemesis = torture.Nemesis(cluster, 1, [worker], random.Random(1))
-            nemesis.wait_for_progress()
+            torture.Nemesis(cluster, 1, [worker], random.Random(1)).wait_for_progress()
             worker.process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, worker.process.pid, os.WSTOPPED)
-            monkeypatch.setattr(torture.until, "__defaults__", (0.2,))
-            with pytest.raises(torture.Hang, match=r"a producer of appended to go on: not within 0\.2 s"):
-                nemesis.wait_for_progress()
+            with pytest.raises(Hang, match=r"not within 0\.2 s: a producer of appended to go on"):
+                torture.Nemesis(cluster, 1, [worker], random.Random(1), patience_s=0.2).wait_for_progress()
         finally:
             worker.kill()
 
