@@ -161,14 +161,16 @@ def _remove_file(directory: str, name: str) -> None:
 
 
 def cut(directory: str, epoch: int, end_offset: int) -> None:
-    """A follower's log parts from its leader's: what was written under epochs above `epoch`, and what lies beyond end_offset, goes."""
+    """A follower's log parts from its leader's: what was written under epochs above `epoch`, and what lies beyond end_offset, goes. Killed anywhere in
+    it: a shorter or longer log without a hole, of which nothing is missing, and which is told again where to end."""
     files = list_files(directory)
     end = min([end_offset, *(f.base_offset for f in files if f.leader_epoch > epoch)])
-    for name in os.listdir(directory):  # hidden ones too: the log of the leader will cover these offsets under names of its own
+    if read_witness(directory) > end:
+        write_witness(directory, end)  # first: what goes was durable here, and is in no log any more
+    # Hidden ones too: the log of the leader will cover these offsets under names of its own.
+    for name in sorted(os.listdir(directory), reverse=True):
         if name.endswith(".log") and int(name.split("-")[0]) >= end:
             _remove_file(directory, name)
-    if read_witness(directory) > end:
-        write_witness(directory, end)  # what goes was durable here and is in no log any more
     for entry in list_files(directory)[-1:]:
         _recover_file(directory, entry.name, end, end)
     if end and not list_files(directory):
@@ -177,12 +179,12 @@ def cut(directory: str, epoch: int, end_offset: int) -> None:
 
 def restart_at(directory: str, offset: int) -> None:
     """A follower whose log ends before its leader's begins: it has nothing that anybody could ask for."""
+    if read_witness(directory) > offset:
+        write_witness(directory, offset)
     write_checkpoint(directory, offset)
     for name in os.listdir(directory):
         if name.endswith(".log"):
             _remove_file(directory, name)
-    if read_witness(directory) > offset:
-        write_witness(directory, offset)
 
 
 def remove_files(directory: str, names: tuple[str, ...]) -> None:

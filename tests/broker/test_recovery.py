@@ -290,3 +290,25 @@ def test_a_trim_killed_before_any_of_its_changes_loses_only_what_it_was_told_to(
             break
         change += 1
     assert change > 5
+
+
+@pytest.mark.parametrize("removed", range(4))
+def test_a_cut_that_is_killed_leaves_a_log_of_which_nothing_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: int) -> None:
+    for base in range(0, 50, 10):
+        write_file(tmp_path, base, 10)
+    recovery.recover(str(tmp_path), None, TOPIC)
+    recovery.write_witness(str(tmp_path), 50)
+    remove, left = recovery._remove_file, [removed]
+
+    def killed(directory: str, name: str) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        remove(directory, name)
+
+    monkeypatch.setattr(recovery, "_remove_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        recovery.cut(str(tmp_path), 1, 10)  # four files go
+    monkeypatch.setattr(recovery, "_remove_file", remove)
+    found = recovery.recover(str(tmp_path), None, TOPIC)
+    assert (found.end, found.missing) == (50 - 10 * removed, 0)
