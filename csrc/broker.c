@@ -106,7 +106,7 @@ int sl_broker_drain(sl_broker *b, int64_t deadline_ns) {
     pthread_cond_signal(&b->sync_work);
     for (uint32_t i = 0; i < n && rc == SL_OK;) {
         sl_bp *p = find(b, ends[i].block);
-        if (!p || p->durable >= ends[i].end || p->fenced) { i++; continue; }
+        if (!p || (p->durable >= ends[i].end && !p->table_ns) || p->fenced) { i++; continue; }
         int64_t slice = sl_monotonic_ns() + SL_IDLE_TICK_NS;
         if (!b->threads) rc = SL_E_GONE;
         else if (sl_monotonic_ns() >= deadline_ns)

@@ -12,6 +12,7 @@
 #define SL_EVENTS 256
 #define SL_FDS_A_PARTITION 3                     /* .log, .cells, and the segment it is copied from */
 #define SL_FDS_SPARE 16                          /* for all else that comes and goes: sockets, recovery, mapping a segment */
+#define SL_TABLE_NS INT64_C(500000000)           /* how long a table may stay behind its .log */
 #define SL_REST_NS INT64_C(1000000000)           /* a partition without news for this long holds no descriptor */
 #define SL_RAW_BYTES (1u << 20)                   /* a batch */
 #define SL_RAW_ROOM (SL_RAW_BYTES + (64u << 10))   /* and the tail of its last frame */
@@ -57,6 +58,7 @@ typedef struct sl_bp {       /* a partition of this broker */
     uint64_t durable;        /* end of what was synced */
     uint64_t last_flushed;   /* durable when `unsynced_ns` was taken */
     int64_t unsynced_ns;     /* first byte written since the last sync; 0 none */
+    int64_t table_ns;        /* when the file's table is to be synced; 0 it is (file.c: a sync may leave it behind) */
     int64_t retry_ns;        /* not before */
     int64_t sync_retry_ns;   /* the same for its syncs */
     int64_t checked_disk_ns;

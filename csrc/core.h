@@ -274,6 +274,9 @@ int sl_file_append(sl_file *file, const sl_file_piece *pieces, size_t n, uint64_
 /* fdatasync of both files, at first of their names too; safe from another thread than the writer's. Once it failed (SL_E_IO), always; append too.
  * SL_E_SYS: no descriptor was to be had, nothing has happened. */
 int sl_file_sync(sl_file *file);
+/* The same for who waits: the table's fdatasync is left for later if no frame needs it (file.c says which do). */
+int sl_file_sync_log(sl_file *file);
+int sl_file_table_behind(sl_file *file);   /* 1: a sl_file_sync() is still owed */
 int sl_file_rest(sl_file *file);           /* the writer, while nobody syncs: closes the descriptors until the next append. SL_E_AGAIN: not all is synced */
 int sl_file_resting(sl_file *file);
 int sl_file_wake(sl_file *file);           /* opens them again, as append does. SL_E_SYS (no descriptor): try again; SL_E_IO: it is not the same file any more */

@@ -10,8 +10,12 @@
  *
  * Order of writes: frames, then their cells; on failure both are cut back, so a cell never names what is not in the .log unless the machine
  * died. A sync writes the mark between the fdatasync of the .log and that of the .cells: below the mark recovery believes, above it
- * every frame must prove itself. Making a file syncs nothing; its first sync also syncs its names. Damage below the mark is kept in place, a hole that readers report, because what follows it was
- * promised. Nothing is mapped: a bad sector is a code, not a SIGBUS.
+ * every frame must prove itself. Making a file syncs nothing; its first sync also syncs its names. Damage below the mark is kept in place, a hole that readers
+ * report, because what follows it was promised. Nothing is mapped: a bad sector is a code, not a SIGBUS.
+ *
+ * A frame that proves itself (SL_FF_CRC_ALL: all payloads up to SL_FRAME_CRC_MAX_BYTES) is durable with the .log; one that does not needs its cell on disk
+ * too. So a sync that somebody waits for (sl_file_sync_log) is one fdatasync where there are only such frames, and the table follows within a second: a
+ * power cut before it did costs recovery a scan of that second, and the mark as a witness of it.
  *
  * Here: writing. Looking up and reading is file_read.c, recovery and verification file_recover.c, what they share file.h and file_io.c. */
 #define _GNU_SOURCE
@@ -35,12 +39,15 @@ struct sl_file {
     int log_fd, cells_fd;             /* -1 both while it rests: the writer's, between appends */
     char *dir;
     sl_file_header header;            /* of the .log; finds a file of that name that is another */
-    uint64_t synced_bytes;            /* log_bytes when the last sync returned 0; 0 none has */
+    uint64_t synced_bytes;            /* log_bytes when the last fdatasync of the .log returned 0; 0 none has. The syncing thread's, as are the next two */
+    uint64_t tabled_bytes;            /* ... when that of the .cells with the mark did */
     int named;                        /* its names were synced */
     uint64_t base_offset;
     uint32_t leader_epoch;
     int failed;                       /* a sync or a cut failed: nobody knows what is on disk any more */
-    uint64_t log_bytes, end_offset, cells;   /* what appends have completed: the writer changes them together under `state`, for the syncing thread */
+    /* what appends have completed: the writer changes them together under `state`, for the syncing thread */
+    uint64_t log_bytes, end_offset, cells;
+    uint64_t witnessed_bytes;         /* behind the last frame whose only witness is its cell: the table must be on disk up to here */
     /* the writer's alone */
     uint64_t cells_written;
     int64_t max_timestamp_ns;
@@ -213,7 +220,7 @@ static int write_cells(sl_file *file, const sl_file_piece *pieces, size_t n) {
 
 int sl_file_rest(sl_file *file) {
     if (file->log_fd < 0) return SL_OK;
-    if (file->synced_bytes != file->log_bytes || sl_load_relaxed(&file->failed)) return SL_E_AGAIN; /* a new descriptor may not be told of a failed write */
+    if (file->tabled_bytes != file->log_bytes || sl_load_relaxed(&file->failed)) return SL_E_AGAIN; /* a new descriptor may not be told of a failed write */
     sl_close_fd(&file->log_fd);
     sl_close_fd(&file->cells_fd);
     return SL_OK;
@@ -268,10 +275,13 @@ int sl_file_append(sl_file *file, const sl_file_piece *pieces, size_t n, uint64_
         sl_set_errno(saved);
         return code;
     }
+    int witnessed = 0;
+    for (size_t i = 0; i < n && !witnessed; i++) witnessed = !sl_covers_itself(pieces[i].frame);
     pthread_mutex_lock(&file->state);
     sl_store_relaxed(&file->log_bytes, position);
     sl_store_relaxed(&file->end_offset, end_offset);
     file->cells = file->cells_written;
+    if (witnessed) file->witnessed_bytes = position;
     pthread_mutex_unlock(&file->state);
     return SL_OK;
 }
@@ -287,7 +297,8 @@ static int sync_names(sl_file *file) {
     return code;
 }
 
-int sl_file_sync(sl_file *file) {
+/* whole: the table too, whether a frame needs it or not. */
+static int sync_file(sl_file *file, int whole) {
     sl_file_mark mark;
     int code = SL_OK;
     pthread_mutex_lock(&file->sync);
@@ -297,8 +308,9 @@ int sl_file_sync(sl_file *file) {
     }
     pthread_mutex_lock(&file->state);
     sl_mark_make(&mark, file->log_bytes, file->end_offset, file->cells);
+    int table = whole || !file->named || file->witnessed_bytes > file->tabled_bytes;
     pthread_mutex_unlock(&file->state);
-    if (file->synced_bytes == mark.log_bytes) { /* it may be resting */
+    if (file->synced_bytes == mark.log_bytes && (!table || file->tabled_bytes == mark.log_bytes)) { /* it may be resting */
         pthread_mutex_unlock(&file->sync);
         return SL_OK;
     }
@@ -308,18 +320,31 @@ int sl_file_sync(sl_file *file) {
     }
     file->named = code == SL_OK;
     SL_FAILPOINT(file_sync_names);
-    if (code == SL_OK && fdatasync(file->log_fd) != 0) code = sl_io_code();
+    if (code == SL_OK && file->synced_bytes != mark.log_bytes && fdatasync(file->log_fd) != 0) code = sl_io_code();
     SL_FAILPOINT(file_sync_log);
     if (code == SL_OK) code = sl_write_at(file->cells_fd, &mark, sizeof mark, SL_FILE_MARK_POSITION);
     SL_FAILPOINT(file_sync_mark);
-    if (code == SL_OK && fdatasync(file->cells_fd) != 0) code = sl_io_code();
+    if (code == SL_OK && table && fdatasync(file->cells_fd) != 0) code = sl_io_code();
     if (code != SL_OK) {
         /* The kernel has dropped or marked clean the pages it could not write: a second fdatasync would say 0 and mean nothing. */
         sl_store_relaxed(&file->failed, 1);
         code = SL_E_IO;
-    } else file->synced_bytes = mark.log_bytes;
+    } else {
+        file->synced_bytes = mark.log_bytes;
+        if (table) file->tabled_bytes = mark.log_bytes;
+    }
     pthread_mutex_unlock(&file->sync);
     return code;
+}
+
+int sl_file_sync(sl_file *file) { return sync_file(file, 1); }
+int sl_file_sync_log(sl_file *file) { return sync_file(file, 0); }
+
+int sl_file_table_behind(sl_file *file) {
+    pthread_mutex_lock(&file->sync);
+    int behind = file->tabled_bytes < file->synced_bytes;
+    pthread_mutex_unlock(&file->sync);
+    return behind;
 }
 
 int sl_file_install(sl_file *file, const char *from_dir, const char *to_dir) {

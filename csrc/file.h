@@ -35,6 +35,7 @@ uint64_t sl_cells_in(uint64_t file_bytes);
 void sl_footer_make(sl_file_cell_footer *f, uint32_t crc_of_cells, int64_t max_timestamp_ns);
 int sl_footer_ok(const uint8_t *page, sl_file_cell_footer *f);
 void sl_mark_make(sl_file_mark *m, uint64_t log_bytes, uint64_t end_offset, uint64_t cells);
+int sl_covers_itself(const uint8_t *frame);   /* whether a (checked) frame's own CRCs cover all of it, so that it needs no cell as a witness */
 sl_file_cell sl_cell_of_frame(const uint8_t *frame, uint32_t frame_bytes, uint64_t rel, uint64_t position);
 /* Whether a .cells with this (right) header was made for the .log with that one: all but magic and CRC is the same, the time of making too. */
 int sl_cells_belong(const sl_file_header *cells_header, const sl_file_header *log_header);

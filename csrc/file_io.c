@@ -168,6 +168,13 @@ void sl_mark_make(sl_file_mark *m, uint64_t log_bytes, uint64_t end_offset, uint
     m->crc32c = sl_crc32c(0, m, offsetof(sl_file_mark, crc32c));
 }
 
+/* A batch carries a CRC of its own, whatever its size. */
+int sl_covers_itself(const uint8_t *frame) {
+    uint16_t flags;
+    memcpy(&flags, frame + offsetof(sl_frame, flags), 2);
+    return (flags & SL_FF_CRC_ALL) || (flags & SL_FF_KIND_MASK) == SL_FF_BATCH;
+}
+
 sl_file_cell sl_cell_of_frame(const uint8_t *frame, uint32_t frame_bytes, uint64_t rel, uint64_t position) {
     uint32_t rows = sl_frame_rows(frame);
     uint16_t flags;

@@ -13,13 +13,6 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Whether the frame's own CRCs cover all of it, so that it needs no cell as a witness. */
-static int covers_itself(const uint8_t *frame) {
-    uint16_t flags;
-    memcpy(&flags, frame + offsetof(sl_frame, flags), 2);
-    return (flags & SL_FF_CRC_ALL) || (flags & SL_FF_KIND_MASK) == SL_FF_BATCH;
-}
-
 /* ---- recovery -------------------------------------------------------------------------------------------------------------------------- */
 
 typedef struct recovery {
@@ -156,7 +149,7 @@ static int recovery_walk(recovery *r) {
             if ((code = sl_window_cell(&r->cells, r->index, &old)) < 0) return code;
             int agrees = code && old.rel == cell.rel && old.unit == cell.unit;
             if (agrees && old.crc32c == cell.crc32c) cell.flags = old.flags;
-            else if (!covers_itself(frame)) {
+            else if (!sl_covers_itself(frame)) {
                 /* A large payload whose only witness is the cell. If that is gone, the header's CRC must do where all was synced. */
                 if (agrees) right = 0;
                 else if (!below_mark && r->rel + sl_frame_rows(frame) > r->durable_rel) right = 0;
@@ -368,7 +361,7 @@ int64_t sl_file_verify(const char *dir, const char *log_name, sl_file_problem *p
         if (code == SL_E_NOMEM) result = code;
         if (code == SL_OK) {
             made = sl_cell_of_frame(frame, frame_bytes, rel, position);
-            if (there && made.crc32c != cell.crc32c && cell.unit == made.unit && !covers_itself(frame)) {
+            if (there && made.crc32c != cell.crc32c && cell.unit == made.unit && !sl_covers_itself(frame)) {
                 complain(&p, position, base + rel, SL_E_CORRUPT, "payload does not match the checksum in its cell");
             } else if (there && (made.rel != cell.rel || made.unit != cell.unit
                                  || (cell.count && cell.count != sl_frame_rows(frame)) || made.type != cell.type

@@ -140,6 +140,7 @@ void sl_file_counted(sl_broker *b, sl_bp *p, int open) {
 static void close_file(sl_broker *b, sl_bp *p) {
     if (p->file) sl_file_close(p->file);
     p->file = NULL;
+    p->table_ns = 0;
     sl_file_counted(b, p, 0);
 }
 
@@ -156,7 +157,7 @@ static int room_to_open(sl_broker *b, const sl_bp *for_whom, int64_t now) {
     sl_bp *oldest = NULL, *unsynced = NULL;
     for (sl_bp *p = b->partitions; p; p = p->next) {
         if (!p->open || p->writing || p->syncing) continue;
-        if (p->durable < p->file_end) {
+        if (p->durable < p->file_end || p->table_ns) {
             if (!p->sync_now && (!unsynced || p->written_ns < unsynced->written_ns)) unsynced = p;
         } else if (now - p->written_ns > SL_IDLE_TICK_NS ? rest(b, p) : 0) continue;
         else if (!oldest || p->written_ns < oldest->written_ns) oldest = p;
@@ -479,8 +480,9 @@ static int64_t sync_due(const sl_broker *b, const sl_bp *p) {
     if (!p->dir || !p->file || p->syncing || p->sync_failed || p->rewrite_to || p->removed || p->fenced) return 0;
     if (p->rolling && p->writing) return 0;
     if (p->rolling) return 1;
-    if (p->durable >= p->file_end) return 0;
-    if (p->sync_now || b->draining) return 1;
+    int urgent = p->sync_now || b->draining;
+    if (p->durable >= p->file_end) return p->table_ns && urgent ? 1 : p->table_ns;
+    if (urgent) return 1;
     return p->flush_ns < INT64_MAX - p->unsynced_ns ? p->unsynced_ns + p->flush_ns : 0;
 }
 
@@ -488,14 +490,17 @@ static void sync_one(sl_broker *b, sl_bp *p) {
     sl_file *file = p->file;
     uint64_t target = p->file_end;
     int closing = p->rolling, need = p->durable < target;
+    /* Who waits, waits for the .log; the table comes with the next sync that nobody waits for. */
+    int whole = closing || b->draining || (p->table_ns && (!need || sl_monotonic_ns() >= p->table_ns));
     p->sync_now = 0;
     p->unsynced_ns = 0;
     p->last_flushed = target;
     p->syncing = 1;
     pthread_mutex_unlock(&b->lock);
     SL_FAILPOINT(sync_begin);
-    int rc = need ? sl_file_sync(file) : SL_OK;
+    int rc = whole ? sl_file_sync(file) : need ? sl_file_sync_log(file) : SL_OK;
     int saved = sl_last_errno();
+    int behind = sl_file_table_behind(file);
     SL_FAILPOINT(sync_done);
     pthread_mutex_lock(&b->lock);
     p->syncing = 0;
@@ -514,6 +519,7 @@ static void sync_one(sl_broker *b, sl_bp *p) {
         sl_bell_ring(b->cluster, b->options.process);
     } else {
         if (target > p->durable) p->durable = target;
+        p->table_ns = !behind ? 0 : p->table_ns ? p->table_ns : sl_monotonic_ns() + SL_TABLE_NS;
         if (p->file_end > target && !p->unsynced_ns) p->unsynced_ns = sl_monotonic_ns();
         if (sl_commit(b, p) == SL_E_FENCED) p->fenced = 1;
         SL_FAILPOINT(sync_published);

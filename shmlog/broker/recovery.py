@@ -94,9 +94,10 @@ def recover(directory: str, spilled: int | None, topic_id: bytes = b"") -> Recov
             files[-1] = files[-1]._replace(until=NO_CUT)
         # The one before was synced whole before this one was made, so it ends where this one began.
     for entry in files[-1 - OVERLAPS_LOOKED_FOR : -1]:
-        # The tail of a file whose fdatasync failed was written again into the next one; cut it, so that nobody takes it for damage.
+        # The tail of a file whose fdatasync failed was written again into the next one; cut it, so that nobody takes it for damage. And its table
+        # may not have reached the disk as far as the .log has.
         facts = inspect(directory, entry.name)
-        if facts.end_offset > entry.until:  # type: ignore[attr-defined]
+        if facts.end_offset != entry.until:  # type: ignore[attr-defined]
             _recover_file(directory, entry.name, entry.until, durable)
     end = max(end, checkpoint)
     start = max(checkpoint, files[0].base_offset if files else end)
