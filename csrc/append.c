@@ -17,6 +17,10 @@
 
 #define CHUNK_MIN_UNITS 16u     /* 1 KiB */
 #define CHUNK_MAX_UNITS 4096u   /* 256 KiB */
+/* The lines that the next records will take are asked for while this one is written: the CAS would wait for them, for it drains all stores before it. Not
+ * farther ahead, where a reader's own prefetching takes them away again (measured: ARCHITECTURE.md, decisions). */
+#define AHEAD_UNITS 4u
+#define AHEAD_FRAME_UNITS_MAX 4u /* longer frames have the processor's own prefetching */
 #define RAISE_AFTER_NS INT64_C(50000000)
 #define WAIT_SLICE_NS INT64_C(20000000) /* a waiter for room looks again this often even if nobody wakes it (a waker may be stopped) */
 
@@ -48,6 +52,10 @@ static int take_room(sl_appender *a, uint32_t units, uint32_t *unit) {
     if (a->chunk_number == s->number && a->chunk_end - a->chunk_unit >= units) {
         *unit = a->chunk_unit;
         a->chunk_unit += units;
+        if (units <= AHEAD_FRAME_UNITS_MAX) {
+            const uint8_t *ahead = s->map->arena + (uint64_t)(a->chunk_unit + AHEAD_UNITS) * SL_UNIT_BYTES;
+            for (uint32_t i = 0; i < units; i++) sl_prefetch_write(ahead + i * SL_UNIT_BYTES);
+        }
         return 1;
     }
     uint32_t arena = s->map->arena_units;
@@ -157,6 +165,7 @@ static int move_on(sl_appender *a, uint32_t units, int64_t deadline_ns, sl_appen
 static inline void after_cas(sl_hold *s) {
     sl_segment *seg = s->map->segment;
     uint32_t next = s->index;
+    if (next % 8 == 0) sl_prefetch_write(&s->map->cells[next + 8]); /* the line after the next; behind the last cell it asks for the arena's first */
     if (next % 16 == 0 && sl_load_relaxed(&seg->hint) < next) {
         SL_FAILPOINT(hint_store);
         sl_store_release(&seg->hint, next); /* SYNC hint_store: pairs with sl_hold_take() */

@@ -30,8 +30,10 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "layout 1 is little-en
 
 #if defined(__x86_64__)
 #define sl_pause() __builtin_ia32_pause()
+#define sl_prefetch_write(p) __asm__ __volatile__("prefetchw %0" : : "m"(*(const char *)(p)))
 #else
 #define sl_pause() __asm__ __volatile__("yield" ::: "memory")
+#define sl_prefetch_write(p) __builtin_prefetch((p), 1)
 #endif
 
 #define sl_likely(x)   __builtin_expect(!!(x), 1)

@@ -37,6 +37,11 @@ struct sl_reader {
     int pinned;
     int nowhere;                /* the last poll found the position neither in memory nor in a file, `cur` being nowhere_cur: not opened yet */
     uint64_t nowhere_cur;
+    /* how close behind the writer (collect()) */
+    uint32_t shown;             /* records since the end was last seen */
+    uint32_t ends;              /* looks in a row that found it */
+    uint32_t in_step;           /* times in a row that one record came as soon as it was looked for */
+    int64_t collect_ns;         /* how long it lets records come together; 0 it does not */
     int tether;                 /* slot in waits->tethers, -1 none */
     /* in a file */
     sl_file_reader *file;
@@ -348,6 +353,36 @@ static int64_t show_private_frame(const uint8_t *frame, uint64_t frame_bytes, ui
     return kept;
 }
 
+/* A reader that polls and is a little faster than the writer takes the line of cells away from him once a record, and he takes it back: each transfer costs
+ * both more than the record does. So one that found record after record as soon as it looked lets a few come together, as long as some do: microseconds,
+ * spent where it would look in vain anyway, and not at all between records that are farther apart (ping-pong). 1 look again. */
+#define IN_STEP 16u             /* single records in a row before */
+#define LOOKS_IN_STEP 3u        /* empty looks between two records that follow closely */
+#define COLLECT_MIN_NS 1000
+#define COLLECT_MAX_NS 4000
+#define COLLECTED 8u            /* a line of cells */
+static int collect(sl_reader *r) {
+    if (r->ends++ == 0) {
+        if (r->collect_ns == 0) r->collect_ns = r->in_step >= IN_STEP ? COLLECT_MIN_NS : 0;
+        else if (r->shown < 2) r->collect_ns = 0;
+        else if (r->shown < COLLECTED) r->collect_ns += r->collect_ns < COLLECT_MAX_NS ? COLLECT_MIN_NS : 0;
+        if (r->collect_ns || r->shown > 2) r->in_step = 0;
+        r->shown = 0;
+        if (r->collect_ns) {
+            for (int64_t until = sl_monotonic_ns() + r->collect_ns; sl_monotonic_ns() < until;) sl_pause();
+            return 1;
+        }
+    }
+    return 0;
+}
+static inline void shown_after(sl_reader *r, uint32_t n) {
+    if (r->ends) {
+        r->in_step = r->ends <= LOOKS_IN_STEP ? r->in_step + 1 : 0;
+        r->ends = 0;
+    }
+    r->shown += n;
+}
+
 /* From memory, at the located cell. Returns views shown, 0 at the end, 1 << 40 if the segment is gone (locate again), or a code. */
 #define GONE (INT64_C(1) << 40)
 static int64_t poll_memory(sl_reader *r, budget *b) {
@@ -361,7 +396,10 @@ static int64_t poll_memory(sl_reader *r, budget *b) {
     for (;;) {
         if (r->index >= r->map->cell_count) return b->used ? (int64_t)b->used : SL_E_DAMAGED;
         uint64_t w = sl_load_acquire(&r->map->cells[r->index]); /* SYNC cell_cas */
-        if (w == 0) return (int64_t)b->used;
+        if (w == 0) {
+            if (b->used || !collect(r)) return (int64_t)b->used;
+            continue;
+        }
         if (!sl_cell_plausible(w, r->number, r->rel)) return b->used ? (int64_t)b->used : SL_E_DAMAGED;
         if (sl_cell_type(w) == SL_CELL_SEAL) {
             if (b->used) return (int64_t)b->used; /* views of two segments would need two pins */
@@ -413,6 +451,7 @@ static int64_t poll_memory(sl_reader *r, budget *b) {
             unpin(r);
             return (int64_t)b->used;
         }
+        shown_after(r, 1);
         r->position += (uint64_t)shown;
         if (r->position == offset + count) { r->index++; r->rel += count; }
         if (b->used == b->max || b->bytes >= b->max_bytes || r->position != offset + count) return (int64_t)b->used;
@@ -711,6 +750,7 @@ static int has_data(sl_reader *r) {
     }
     uint64_t w = sl_load_sc(&r->map->cells[r->index < r->map->cell_count ? r->index : 0]); /* SYNC announce: after the bits; pairs with cell_cas */
     if (w != 0 && sl_cell_type(w) != SL_CELL_SEAL) return 1;
+    r->ends += r->ends != 0; /* a look that was in vain, as in collect() */
     return sl_cur_number(sl_load_sc(&r->p->cur)) > r->number; /* SYNC cur_cas: past this segment (which may live another life already) */
 }
 
