@@ -5,7 +5,8 @@ A role is a generator with four stops: its receivers are open; its senders are o
 lets all ends of a round reach each stop before any goes on (so nobody publishes to a subscriber that is not there yet), and looks at the
 machine's noise between the last two.
 
-Records begin with a byte that says what they are: 0, or 255 for the last one. A record of the open loop begins with its *intended* time,
+Records begin with a byte that says what they are: 0, 255 for the last one, or 1 for the one from which a rate is counted (memory that is used for the
+first time, buffers that still grow and a process that has just begun come before it). A record of the open loop begins with its *intended* time,
 big-endian, whose first byte is 0 for the next two thousand years.
 """
 
@@ -25,6 +26,7 @@ import numpy as np
 
 _PR_SET_PDEATHSIG = 1
 END = 255
+COUNT = 1
 CHECK_EVERY = 32  # sends between two looks at the clock
 
 Role = Iterator[dict[str, Any] | None]
@@ -126,29 +128,30 @@ def source(peer: Any, options: dict[str, Any]) -> Role:
     yield None
     batch, most, size = options["batch"], options["most"], peer.task.value_bytes
     value = bytes(size)
-    n = 0
+    values, every = [value] * batch, max(1, CHECK_EVERY // batch) if size < 1 << 16 else 1
+    n, warm = 0, True
     begin = time.monotonic_ns()
-    until = begin + int(options["seconds"] * 1e9)
-    if batch > 1:
-        values = [value] * batch
-        every = max(1, CHECK_EVERY // batch)
-        while n < most:
-            for sender in senders:
+    warm_until = begin + int(options["warm_s"] * 1e9)
+    until = warm_until + int(options["seconds"] * 1e9)
+    while n < most:
+        for sender in senders:
+            if batch > 1:
                 for _ in range(every):
                     sender.send_many(values)
-                    n += batch
-            if time.monotonic_ns() > until:
-                break
-    else:
-        every = 1 if size >= 1 << 16 else CHECK_EVERY
-        while n < most:
-            for sender in senders:
+            else:
                 send = sender.send
                 for _ in range(every):
                     send(value)
-                n += every
-            if time.monotonic_ns() > until:
-                break
+            n += every * batch
+        now = time.monotonic_ns()
+        if now > until:
+            break
+        if warm and (now > warm_until or n >= most // 2):
+            warm = False
+            if batch == 1:  # of batches the receiver can afford to look at the clock
+                for sender in senders:
+                    sender.send(bytes([COUNT]) + value[1:])
+                n += len(senders)
     for sender in senders:
         sender.flush()
     end = time.monotonic_ns()
@@ -167,28 +170,35 @@ def sink(peer: Any, options: dict[str, Any]) -> Role:
     receiver.connected()
     yield None
     left, n = options["ends"], 0
-    if options["batch"] > 1 and options["ends"] == 1:
+    count_n, count_ns = 0, 0  # from where the rate counts
+    warm_ns, now = int(options["warm_s"] * 1e9), time.monotonic_ns
+    if options["batch"] > 1:
         receive_many = receiver.receive_many
-        while True:
-            values = receive_many()
-            n += len(values)
-            if values[-1][0] == END:
-                break
-    elif options["batch"] > 1:
-        receive_many = receiver.receive_many
+        warm_until = 0
         while left > 0:
             values = receive_many()
             n += len(values)
-            for value in values:
-                left -= value[0] == END
+            if not count_ns:
+                at = now()
+                warm_until = warm_until or at + warm_ns
+                if at > warm_until:
+                    count_n, count_ns = n, at
+            if options["ends"] == 1:
+                left -= values[-1][0] == END
+            else:
+                for value in values:
+                    left -= value[0] == END
     else:
         receive = receiver.receive
         while left > 0:
             value = receive()
             n += 1
-            if value[0] == END:
-                left -= 1
-    yield {"received": n - options["ends"], "last_ns": time.monotonic_ns()}
+            if value[0]:
+                if value[0] == END:
+                    left -= 1
+                elif not count_ns:
+                    count_n, count_ns = n, now()
+    yield {"received": n - options["ends"], "last_ns": now(), "count_n": count_n, "count_ns": count_ns}
     close(receiver)
 
 
