@@ -229,6 +229,13 @@ class HandMade:
             file.seek(position)
             file.write(data)
 
+    def flip(self, path: str, position: int) -> None:
+        """Damage, whatever stands there: to write a given byte over one of a random id changes nothing once in 256 runs."""
+        with open(path, "rb") as file:
+            file.seek(position)
+            before = file.read(1)
+        self.poke(path, position, bytes([before[0] ^ 0xFF]))
+
     def close(self) -> None:
         lib.sl_appender_close(self.appender)
         lib.sl_cluster_close(self.handle)

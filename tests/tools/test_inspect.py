@@ -99,7 +99,7 @@ DAMAGES: dict[str, tuple[Callable[[Any], None], str]] = {
     "a claim for another number": (lambda h: h.poke(h.object(f"s{h.buffers[0]}"), 176, b"\x09"), "its claim is for number 9"),
     "a header of another partition": (lambda h: h.poke(h.object(f"s{h.buffers[0]}"), 152, b"\x07"), "partition 7"),
     "a hint beyond the filled cells": (lambda h: h.poke(h.object(f"s{h.buffers[0]}"), 512, (99).to_bytes(8, "little")), "its hint says 99"),
-    "a frozen header that was changed": (lambda h: h.poke(h.object(f"s{h.buffers[0]}"), 20, b"\xee"), "its header"),
+    "a frozen header that was changed": (lambda h: h.flip(h.object(f"s{h.buffers[0]}"), 20), "its header"),
     "a segment that was unlinked": (lambda h: os.unlink(h.object(f"s{h.buffers[0]}")), "there is no such object"),
     "a directory word for the wrong slot": (lambda h: setattr_word(h, "dir", 5, 3 << 28 | 77), "directory word 5 names segment 3"),
     "a directory that forgot the active segment": (lambda h: setattr_word(h, "dir", 2, 0), "is not in the directory"),
@@ -311,7 +311,7 @@ def test_dump_goes_on_past_damage_in_memory(hand: Any) -> None:
 def test_dump_goes_on_past_a_damaged_header(hand: Any) -> None:
     fill(hand)
     path = hand.object(f"s{hand.buffers[0]}")
-    hand.poke(path, 40, b"\xff")  # in the frozen header, which its CRC covers
+    hand.flip(path, 40)  # in the frozen header, which its CRC covers
     entries = list(dump.dump(path))
     assert entries[1]["type"] == "damage" and "frozen header" in entries[1]["what"]
     assert values(entries) == [f"value {n}" for n in range(6)]
